@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.errors import UsageError
 from kdalign.models.architecture import attention_of, describe, layout_of
@@ -11,22 +11,9 @@ from kdalign.models.heads import HeadKind, auto_class
 from kdalign.models.pruning import METHODS, prune_width
 from kdalign.models.pruning_layouts import FAMILIES
 from kdalign.models.pruning_sizes import WidthSpec, prune_config
+from support.pruning_setting import GEMMAS, LLAMAS, WIDTH, config_of
 
-WIDTH = 32
-GEMMAS = ("gemma2", "gemma3_text")
-LLAMAS = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 EVERY = pytest.mark.parametrize("kind", FAMILIES)
-
-
-def config_of(kind, kv_heads=2, **changes):
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    if kind == "distilbert":
-        sizes = {"dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
-    own = {"num_key_value_heads": kv_heads, "head_dim": 8, "eos_token_id": 1} if kind in LLAMAS else {}
-    own |= {"query_pre_attn_scalar": 8} if kind in GEMMAS else {}
-    own |= {"embedding_size": WIDTH} if kind == "electra" else {}
-    given = {**sizes, **own, "vocab_size": 60, "max_position_embeddings": 48, "pad_token_id": 0, **changes}
-    return AutoConfig.for_model(kind, initializer_range=0.2, **given)
 
 
 def model(kind, head=None, seed=0, **changes):
@@ -250,31 +237,6 @@ def test_chance_goes_by_the_seed_alone():
     assert not torch.equal(logits(one), logits(other))
 
 
-def test_a_width_alone_takes_heads_with_it_where_they_are_tied():
-    config = prune_config(config_of("bert"), WidthSpec(width=24))
-    assert (config.hidden_size, config.num_attention_heads) == (24, 3)
-    config = prune_config(config_of("llama"), WidthSpec(width=24))
-    assert (config.hidden_size, config.num_attention_heads, config.head_dim) == (24, 4, 8)
-
-
-@pytest.mark.parametrize(
-    ("kind", "wanted", "words"),
-    [
-        ("bert", WidthSpec(width=64), r"width=64 \(accepted: 1 to 32, its teacher's\)"),
-        ("bert", WidthSpec(feed_forward=0), r"feed_forward=0 \(accepted: 1 to 48"),
-        ("bert", WidthSpec(width=20), r"width=20 \(accepted: width = 8 x heads"),
-        ("distilbert", WidthSpec(heads=2), r"width=32 and heads=2 \(accepted: width = 8 x heads"),
-        ("bert", WidthSpec(width=16, kv_heads=1), r"heads=2 and kv_heads=1 \(accepted: as many of each"),
-        ("llama", WidthSpec(heads=3), r"heads=3 and kv_heads=2 \(accepted: kv_heads that divide heads and the"),
-        ("gpt2", WidthSpec(width=16), r"'gpt2' cannot be narrowed \(accepted: bert, roberta"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused(kind, wanted, words):
-    config = AutoConfig.for_model("gpt2") if kind == "gpt2" else config_of(kind)
-    with pytest.raises(UsageError, match=words):
-        prune_config(config, wanted)
-
-
 def test_an_unknown_method_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'pca'"):
         prune_width(model("bert"), WidthSpec(width=16), "pcaa", ())
@@ -304,9 +266,3 @@ def test_of_a_real_models_half_width_main_directions_keep_most_answers_and_chann
     agreement = {by: float((found == answers[""]).float().mean()) for by, found in answers.items()}
     assert agreement["pca"] > 0.8
     assert max(agreement["importance"], agreement["random"]) < 0.65
-
-
-def test_a_llama_whose_heads_do_not_divide_its_width_is_refused_since_it_could_not_be_saved():
-    with pytest.raises(UsageError, match="a width that heads divide, such as width=16"):
-        prune_config(config_of("llama"), WidthSpec(width=18))
-    prune_config(config_of("llama"), WidthSpec(width=20)).to_json_string()
