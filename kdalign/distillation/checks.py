@@ -39,6 +39,13 @@ class Finding:
     allowed: bool = False
 
 
+UNSHARED = (
+    "`soft` compares the tokens of both vocabularies one by one and all others as one; it leaves out the distance "
+    "between the others, which a teacher that computes in every step adds, so that it is smaller than in such a run"
+)
+"""Difference of a kept teacher of another tokenizer from a computed one."""
+
+
 def join_by_name(said: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Join sentences of one name, so that none replaces another."""
     joined: dict[str, str] = {}

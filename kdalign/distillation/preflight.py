@@ -36,7 +36,7 @@ _DROPOUTS = (
 )
 NOTEWORTHY = (
     *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
-    *("vocabulary", "beginnings", "templates"),
+    *("vocabulary", "unshared tokens", "beginnings", "templates"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
 

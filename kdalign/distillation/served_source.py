@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from kdalign.data.batches import IGNORED, RETURNED, TokenizedSplit
 from kdalign.data.passages import Passage, split_passages
+from kdalign.distillation.checks import UNSHARED
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.served_checks import open_reader
@@ -261,8 +262,10 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
         RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
     """
     reader, questions = source.tokens.reader, source.questions
+    other = reader.form is not None and reader.form.other_tokenizer
+    unshared = {"unshared_tokens": UNSHARED} if other else {}
     if accelerator.is_main_process:
-        for note in source.notes:
+        for note in (*source.notes, *unshared.values()):
             observer.announce(note)
         with reader, FileLock(f"{reader.file}.lock"):  # other runs wait, and then find its answers
             missing = reader.missing(source.prompts)
@@ -278,7 +281,7 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
         return AskedTeacher(teacher, {})
     found = measure_reading(source.tokens, questions.passages)
     observer.announce(_reading(found, reader.top))
-    facts = {**reader.record(), "passages": len(questions.all), "tokens": questions.tokens, **source.facts}
+    facts = {**reader.record(), "passages": len(questions.all), "tokens": questions.tokens, **source.facts, **unshared}
     return AskedTeacher(teacher, facts | asdict(found))
 
 

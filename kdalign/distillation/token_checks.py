@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tokenization import special_frame
-from kdalign.distillation.checks import Finding
+from kdalign.distillation.checks import UNSHARED, Finding
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError, shorten
 from kdalign.models.architecture import vocabulary_size
@@ -37,6 +37,9 @@ def token_findings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Find
         student: the student's configuration.
     """
     yield from _vocabularies(run, student)
+    softened = run.adapter.predicts_tokens and run.recipe.objective.built.alpha > 0
+    if run.recipe.cache.folder is not None and run.tokenizers.differ and softened:
+        yield Finding("unshared tokens", UNSHARED)
     if run.tokenizers.student is None:
         return  # it is still to be trained, with the ends that its family needs
     yield from _beginnings(run, student)

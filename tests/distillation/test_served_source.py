@@ -207,6 +207,8 @@ def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(
     assert "by another tokenizer" in err
     assert "more are left out, where the server says nothing or divides the text elsewhere" in err
     facts = json.loads((tmp_path / "served" / "record.json").read_text())["training"]["served_teacher"]
+    assert "distance between the others" in err
+    assert "distance between the others" in facts["unshared_tokens"]
     assert 0.3 < facts["returned"] / facts["positions"] < 1
     assert 0 < facts["unmapped"] < facts["rest"]
 

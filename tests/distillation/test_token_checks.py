@@ -124,6 +124,21 @@ def test_pairs_whose_targets_are_all_cut_never_teach_to_stop(kdalign, tmp_path, 
         assert "no-end" not in out
 
 
+def test_a_cache_with_two_tokenizers_says_what_soft_leaves_out(kdalign, tmp_path):
+    teacher = save_language_model(tmp_path / "t")
+    other = train_tokenizer(sentences(40, 3)[0], 280, "causal", 96)
+    student = save_language_model(tmp_path / "s", pieces=other)
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation"):
+        pd.DataFrame({"text": sentences(24, 5)[0]}).to_parquet(data / f"{split}.parquet")
+    words = [student if word == "layers=1" else word for word in command(teacher, "lm", data, "--cache", "auto")]
+    assert "leaves out the distance between the others" in checks(kdalign, *words)["unshared tokens"]["said"]
+    assert "unshared tokens" not in checks(kdalign, *words, "--alpha", "0")
+    assert "unshared tokens" not in checks(kdalign, *[word for word in words if word not in ("--cache", "auto")])
+    assert "unshared tokens" not in checks(kdalign, *command(teacher, "lm", data, "--cache", "auto"))
+
+
 def test_one_vocabulary_padded_to_two_sizes_says_how_many_rows_are_compared(kdalign, tmp_path):
     data = documents(tmp_path / "data")
     teacher = save_language_model(tmp_path / "t", entries=320)
