@@ -7,7 +7,7 @@ same one.
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,7 +111,7 @@ def ablate(
         [] if overwrite else [read_archived(trial, archive) for trial in trials if (archive / trial.file).is_file()]
     )
     checked = _check(trials, earlier, overwrite)
-    finetuned, trials = checked.finetuned, checked.with_shared_outputs(trials)
+    trials = checked.with_shared_outputs(trials)
     with exclusive(out) as note:
         if note:
             watcher.observer.announce(note)
@@ -123,25 +123,28 @@ def ablate(
             watcher.observer.announce(f"{len(earlier)} of {len(trials)} runs are there already")
         done = {result.trial.name for result in earlier}
         todo = [trial for trial in trials if trial.name not in done]
-        tasks = [task for task in finetuned if any(trial.task == task for trial in todo)]
-        if tasks:
-            watcher.observer.announce(
-                f"the teacher is fine-tuned first, once for all runs, unless it is in the cache: {', '.join(tasks)}"
-            )
-        for line in arms_without_cache(todo):
+        for line in _notes_before(todo, checked.finetuned):
             watcher.observer.announce(line)
-        outputs = {word for trial in todo for word in trial.recipe.cache.keep}
-        if outputs:
-            watcher.observer.announce(
-                f"the teacher's outputs are kept by the first run that needs them, for all that follow: "
-                f"{', '.join(sorted(outputs))}"
-            )
         _run_trials(state, todo, max(1, min(jobs, len(todo))), archive, drop, watcher)
     if state.failed:
         lines = "; ".join(f"{name}: {reason}" for name, reason in state.failed.items())
         raise RunError(f"{len(state.failed)} of {len(trials)} runs failed ({lines}); the same command tries them again")
     order = {trial.name: number for number, trial in enumerate(trials)}
     return sorted(state.done, key=lambda result: order[result.trial.name])
+
+
+def _notes_before(todo: Sequence[Trial], finetuned: Sequence[str]) -> Iterator[str]:
+    """Describe the work that the runs share: fine-tuning of the teacher by task, and a cache of its outputs."""
+    tasks = [task for task in finetuned if any(trial.task == task for trial in todo)]
+    if tasks:
+        yield f"the teacher is fine-tuned first, once for all runs, unless it is in the cache: {', '.join(tasks)}"
+    yield from arms_without_cache(todo)
+    outputs = {word for trial in todo for word in trial.recipe.cache.keep}
+    if outputs:
+        yield (
+            "the teacher's outputs are kept by the first run that needs them, for all that follow: "
+            f"{', '.join(sorted(outputs))}"
+        )
 
 
 def check_ablation(ablation: AblationSpec, out: Path, overwrite: bool = False) -> list[Trial]:
