@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdalign.data.batches import IGNORED, TEACHER, collate
+from kdalign.data.batches import collate
 from kdalign.devices import check_device, make_accelerator
+from kdalign.distillation.cache_size import RowsRead, estimate_bytes
 from kdalign.distillation.load import load_teachers
 from kdalign.distillation.prepare import PreparedRun, prepare
 from kdalign.distillation.teacher_cache import (
@@ -28,7 +28,6 @@ from kdalign.distillation.teacher_source import product_dtype
 from kdalign.distillation.tokenize import OpenedRun, open_run, with_augmentation
 from kdalign.errors import UsageError
 from kdalign.files import check_links
-from kdalign.models.architecture import CROSS, describe
 from kdalign.observer import Observer
 from kdalign.recipe import AUTO_CACHE, Recipe
 from kdalign.teachers.cache_files import CacheFolder
@@ -38,12 +37,8 @@ from kdalign.teachers.kept import KeptOutputs, parse_kept
 from kdalign.teachers.row_keys import row_keys
 from kdalign.teachers.row_outputs import Arrays, encode_rows
 
-USUAL_TOP_K = 16
-"""Number of likeliest tokens by which the size is estimated before it is chosen."""
 SAMPLE_ROWS = 32
 """Rows that are computed again to verify a cache."""
-_ROW_BYTES = 40
-"""Bytes of a row's key and of where its lines begin."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +103,11 @@ def preview_cache(recipe: Recipe, keep: Sequence[str], *, overwrite: bool = Fals
     assert run.teacher is not None, "checked: there is a teacher"
     source = cache_source(run, run.teacher.hash, opened.recipe.train.precision)
     folder = find_folder(recipe.cache, cache_meta(source, kept, recipe.cache))
-    columns, reads = opened.texts.train.columns, f"{TEACHER}input_ids"
-    lengths = [len(ids) for ids in columns.get(reads, columns["input_ids"])]
-    decoded = [len(ids) for ids in columns.get("decoder_input_ids", [])]
-    asked = columns.get("targets", []) if reads not in columns else columns[reads]
-    predictions = sum(target != IGNORED for row in asked for target in row) if kept.tokens else 0
-    size = _estimate(run, kept, recipe, np.array(lengths), predictions)
+    read = RowsRead.of(opened.texts.train)
+    size = estimate_bytes(run, kept, read)
     top_k = recipe.cache.top_k if kept.tokens else None
-    tokens = sum(lengths) + sum(decoded)
-    return CachePreview(folder.path, kept.words, len(lengths), tokens, size, top_k, folder.is_cache and not overwrite)
+    resumes = folder.is_cache and not overwrite
+    return CachePreview(folder.path, kept.words, len(read.lengths), read.tokens, size, top_k, resumes)
 
 
 def _prepare(recipe: Recipe, keep: Sequence[str], overwrite: bool) -> tuple[PreparedRun, KeptOutputs, Accelerator]:
@@ -154,36 +145,6 @@ def _load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> tu
     dtype = product_dtype(opened) or torch.float32
     order = run.adapter.output_order(loaded.model)
     return ComputedTeacher(loaded.model, order, dtype, accelerator.device), loaded.weights
-
-
-def _estimate(
-    run: PreparedRun, kept: KeptOutputs, recipe: Recipe, lengths: np.ndarray[Any, Any], predictions: int
-) -> int:
-    """Estimate the bytes of a cache."""
-    assert run.teacher is not None, "checked: there is a teacher"
-    theirs, settings = describe(run.teacher.config), recipe.cache
-    of_state = {"fp32": 4, "bf16": 2, "int8": 1}[settings.states]
-    scale, wide = 4 if settings.states == "int8" else 0, 4 if settings.states == "fp32" else 2
-    stacks = {stack.name: stack for stack in theirs.stacks}
-    names = [layer.stack for layer in kept.hidden] + list(kept.embeddings)
-    a_token = sum(of_state * stacks[name].width + scale for name in names)
-    for layers, queries, others in ((kept.relations, 1, 2), (kept.values, 0, 1)):
-        for layer in layers:
-            stack = stacks[layer.stack]
-            a_token += wide * stack.head_width * (queries * stack.heads + others * stack.kv_heads)
-    total = float(_ROW_BYTES * len(lengths) + a_token * lengths.sum())
-    for layer in kept.attention:
-        stack = stacks["decoder" if layer.stack == CROSS else layer.stack]
-        parts = stack.head_width * (stack.heads + stack.kv_heads)
-        whole = stack.heads * lengths
-        smaller = np.minimum(parts, whole) if layer.stack != CROSS else whole
-        total += wide * float((smaller * lengths).sum())
-    k, numbers = settings.top_k or USUAL_TOP_K, 2 if theirs.vocabulary <= 2**16 else 4
-    logs = 4 if settings.logs == "fp32" else 2
-    total += predictions * (k * numbers + len(kept.tokens) * (k + 1) * logs)
-    total += len(lengths) * 4 * (len(getattr(run.task, "labels", ())) or 1) * kept.classes
-    total += len(lengths) * 4 * theirs.stacks[-1].width * kept.features
-    return int(total)
 
 
 @dataclass(frozen=True)

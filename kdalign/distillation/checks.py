@@ -46,6 +46,11 @@ UNSHARED = (
 """Difference of a kept teacher of another tokenizer from a computed one."""
 
 
+def size_text(size: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def join_by_name(said: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Join sentences of one name, so that none replaces another."""
     joined: dict[str, str] = {}

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from kdalign.data.epochs import steps_per_epoch
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.build import build_task
+from kdalign.distillation.cache_size import check_cache_room
 from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import LoadedModels, load
 from kdalign.distillation.prepare import PreparedRun
@@ -163,6 +164,8 @@ def distill_together(
         return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
     ready = [open_run(run, accelerator) for run in runs]
+    for opened in ready:
+        check_cache_room(opened)
     mixture = plan_mixture(runs)
     if main:
         inputs = {f"{run.task.name} {key}": value for run in runs for key, value in run.inputs.items()}

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from kdalign.devices import check_device, make_accelerator
 from kdalign.distillation.build import build_task
+from kdalign.distillation.cache_size import check_cache_room
 from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import load
 from kdalign.distillation.multitask import check_together, distill_together, plan_mixture
@@ -152,6 +153,7 @@ def _distill_task(
         return read_checked(run.folder.path)
     begun = time.perf_counter()
     ready = open_run(run, accelerator)
+    check_cache_room(ready)
     source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
     observer = begin_folder(ready, accelerator, observer, resume)
     if group is not None and accelerator.is_main_process:

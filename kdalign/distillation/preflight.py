@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
-from kdalign.distillation.checks import Finding, settle
+from kdalign.distillation.checks import Finding, settle, size_text
 from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
@@ -269,7 +269,7 @@ def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: Pretraine
         ("disk", disk, free_disk, "choose another --out, or make room"),
     ):
         kind = "weights and optimizer, without activations" if what == "memory" else "student and checkpoints"
-        said = f"{_size(needed)} for {kind}; {_size(free)} free"
+        said = f"{size_text(needed)} for {kind}; {size_text(free)} free"
         if needed <= free:
             yield Finding(what, said)
         else:
@@ -288,7 +288,3 @@ def _limit_of_files() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -72,6 +72,22 @@ def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, te
     assert "does not suffice" in record["data"]["checks"]["disk"]
 
 
+def test_too_little_disk_for_a_cache_is_refused_before_anything_is_written(
+    kdalign, teacher, data, monkeypatch, tmp_path
+):
+    usage = namedtuple("Usage", "total used free")
+    kept = tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 10 if path == kept.parent else 10**12))
+    given = [*words(teacher, data, "--cache", kept)]
+    status, _, err = kdalign(*given)
+    assert (status, "for the cache" in one_line(err), "--allow disk" in err) == (2, True, True), err
+    assert not (tmp_path / "runs").exists()
+    assert not kept.exists()
+    status, _, err = kdalign(*given, "--allow", "disk")
+    assert status == 0, err
+
+
 def test_special_tokens_of_another_number_are_refused_and_let_through_by_name(kdalign, data, tmp_path_factory):
     odd = save_model(tmp_path_factory.mktemp("odd"), "bert", id2label={0: "negative", 1: "positive"})
     config = json.loads((odd / "config.json").read_text())
