@@ -15,7 +15,7 @@ class Continuation:
 
     Attributes:
         prompt: tokens that are read: of a source, of a conversation up to its answer, or of a text's beginning.
-        rest: tokens that follow in the data, the end token included if it is in the row.
+        rest: tokens that follow in the data, the end token included if it is in the row; none if nothing is predicted.
         followed: true if other text follows in the row, so that the end of this one is in it.
     """
 
@@ -28,7 +28,8 @@ def continuation_of(encoded: TokenizedSplit, row: int, prompt_tokens: int) -> Co
     """Divide a row of a causal model or an encoder-decoder into a prompt and what follows.
 
     If only a part of the row is predicted, as in a conversation, the prompt reaches up to the first answer. If all of
-    it is, the prompt is the beginning of its longest document.
+    it is, the prompt is the beginning of its longest document. It always reaches up to a token to predict, and is all
+    of a text without any.
 
     Args:
         encoded: tokenized rows.
@@ -39,16 +40,21 @@ def continuation_of(encoded: TokenizedSplit, row: int, prompt_tokens: int) -> Co
     if "decoder_input_ids" in encoded.columns:
         return Continuation(ids, targets)
     if "document" not in encoded.columns:
-        first = next(place for place, target in enumerate(targets) if target != IGNORED)
-        last = next((place for place in range(first, len(targets)) if targets[place] == IGNORED), len(targets))
-        return Continuation(ids[: first + 1], targets[first:last], last < len(targets))
+        return _divide(ids, targets, range(len(ids)), 1)
     documents = [
         list(places) for _, places in groupby(range(len(ids)), key=encoded.columns["document"][row].__getitem__)
     ]
     longest = max(documents, key=len)
-    first, last = longest[0], longest[-1] + 1
-    size = max(1, min(prompt_tokens, (last - first) // 2))
-    return Continuation(ids[first : first + size], targets[first + size - 1 : last], last < len(ids))
+    return _divide(ids, targets, range(longest[0], longest[-1] + 1), max(1, min(prompt_tokens, len(longest) // 2)))
+
+
+def _divide(ids: Tokens, targets: Tokens, text: range, least: int) -> Continuation:
+    """Divide a text of a row where its first token to predict is, after so many tokens at least."""
+    first = next((place for place in text[least - 1 :] if targets[place] != IGNORED), None)
+    if first is None:
+        return Continuation(ids[text.start : text.stop], [], text.stop < len(ids))
+    last = next((place for place in range(first, text.stop) if targets[place] == IGNORED), text.stop)
+    return Continuation(ids[text.start : first + 1], targets[first:last], last < len(ids))
 
 
 def with_samples(

@@ -35,6 +35,19 @@ def test_a_text_is_continued_from_the_beginning_of_the_rows_longest_document():
     assert continuation_of(encoded, 0, 32) == Continuation([1, 4, 5], [6, 7, 8, 2], followed=True), "at most half"
 
 
+def test_a_prompt_of_one_token_reaches_over_two_beginning_tokens_to_the_first_target():
+    encoded = split(input_ids=[1, 3, 5, 6, 7, 8], targets=[NO, 5, 6, 7, 8, 2], document=[0] * 6)
+    assert continuation_of(encoded, 0, 1) == Continuation([1, 3], [5, 6, 7, 8, 2])
+    assert continuation_of(encoded, 0, 2) == Continuation([1, 3], [5, 6, 7, 8, 2])
+
+
+def test_a_row_without_targets_is_all_prompt():
+    plain = split(input_ids=[1, 5, 6], targets=[NO, NO, NO])
+    packed = split(input_ids=[1, 5, 6, 1], targets=[NO, NO, NO, 2], document=[0, 0, 0, 1])
+    assert continuation_of(plain, 0, 1) == Continuation([1, 5, 6], [])
+    assert continuation_of(packed, 0, 1) == Continuation([1, 5, 6], [], followed=True)
+
+
 def test_samples_are_predicted_with_their_ends_and_nothing_else_is():
     encoded = split(input_ids=[1, 5, 6, 7], targets=[NO, NO, 7, 2])
     made = with_samples(encoded, [Continuation([1, 5, 6], [7, 2]), Continuation([1, 5], [])], [[8, 9, 2], [2]], [0, 0])
