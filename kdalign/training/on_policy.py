@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch, TokenizedSplit, collate
 from kdalign.data.continuations import Continuation, continuation_of, with_samples
-from kdalign.errors import RunError
+from kdalign.errors import NotFinite, RunError
 from kdalign.models.capture import Activations
 from kdalign.models.lm_head import block_rows
 from kdalign.models.sampling import Sampling, sample_continuations, uniform_numbers
@@ -26,6 +26,7 @@ from kdalign.observer import Observer
 from kdalign.recipe import OnPolicySettings
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import StepViewer, Teach
+from kdalign.training.diverged import or_fp32
 from kdalign.training.learner import Learner
 from kdalign.training.sample_alarms import Alarm, SampleWatch, TextMeasures, measure_texts
 
@@ -76,7 +77,7 @@ class OnPolicy:
 
     def _has_end(self, encoded: TokenizedSplit, row: int, given: Continuation) -> bool:
         """Return whether the end of a text is in its row, whatever token it is."""
-        if given.followed or given.rest[-1] in self.sampling.ends:
+        if given.followed or (given.rest and given.rest[-1] in self.sampling.ends):
             return True
         return "document" not in encoded.columns and len(encoded.columns["targets"][row]) < self.max_length
 
@@ -237,9 +238,23 @@ class OnPolicyStep:
         self.batches, self._samples = list(data), Samples()
 
     def sample(self, learner: Learner, progress: TrainState) -> None:
-        """Sample in place of the rows' texts, and count tokens and time."""
+        """Sample in place of the rows' texts, and count tokens and time.
+
+        Raises:
+            RunError: the student's logits are not finite, on one rank or several; all of them stop.
+        """
         begun, accelerator = time.perf_counter(), self.viewer.accelerator
-        self.batches, own = self._on_policy.draw(learner.student, self._encoded, self._data, progress.step)
+        own, bad = Samples(), ""
+        try:
+            self.batches, own = self._on_policy.draw(learner.student, self._encoded, self._data, progress.step)
+        except NotFinite as error:
+            bad = f": {error}"
+        failed = torch.tensor([float(bool(bad))], device=accelerator.device)
+        if accelerator.reduce(failed, reduction="sum").item():
+            raise RunError(
+                f"the student has diverged: it cannot write texts of its own at step {progress.step + 1}{bad}; "
+                f"lower --lr{or_fp32(learner.bf16)}"
+            )
         self._samples = gather_samples(own, accelerator, len(self._rows), self._on_policy.sampling.new_tokens)
         progress.sampled += sum(map(len, self._samples))
         progress.sampling_seconds += time.perf_counter() - begun

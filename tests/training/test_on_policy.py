@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from kdalign.data.batches import collate
+from kdalign.data.epochs import micro_batches
 from kdalign.errors import RunError
 from kdalign.training import loop
-from kdalign.training.checkpoint import newest_sound
-from kdalign.training.on_policy import gather_samples
+from kdalign.training.checkpoint import TrainState, newest_sound
+from kdalign.training.on_policy import OnPolicyStep, gather_samples
 from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
 
 
@@ -115,8 +116,8 @@ class TwoRanks:
     num_processes = 2
     device = torch.device("cpu")
 
-    def __init__(self, others):
-        self.others = others
+    def __init__(self, others, failed=0):
+        self.others, self.failed = others, failed
 
     def gather(self, padded):
         theirs = torch.full_like(padded, -1)
@@ -124,6 +125,22 @@ class TwoRanks:
             theirs[number, : len(sample)] = torch.tensor(sample)
         return torch.cat([padded, theirs])
 
+    def reduce(self, failed, reduction):
+        assert reduction == "sum"
+        return failed + self.failed
+
 
 def test_every_rank_measures_the_samples_of_all():
     assert gather_samples([[5, 2], [7]], TwoRanks([[9, 9, 9]]), 3, 3) == [[5, 2], [7], [9, 9, 9]]
+
+
+@pytest.mark.parametrize(("here", "others"), [(False, 1), (True, 0)])
+def test_logits_that_are_not_finite_on_one_rank_stop_all(here, others):
+    setting = OnPolicySetting("llama", share=1.0)
+    viewer = replace(setting.viewer, accelerator=TwoRanks([], failed=others))
+    step = OnPolicyStep(setting.on_policy, viewer, setting.data, [0, 1], micro_batches(setting.data, [0, 1], 0, 2, 1))
+    if here:
+        torch.nn.init.constant_(setting.learner.student.get_output_embeddings().weight, torch.nan)
+    cause = ": 1 of 1 samples have logits that are NaN or infinite" if here else ""
+    with pytest.raises(RunError, match=f"it cannot write texts of its own at step 1{cause}; lower --lr"):
+        step.sample(setting.learner, TrainState())
