@@ -1,8 +1,9 @@
-"""Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16."""
+"""Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16 and determinism."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -81,3 +82,19 @@ def on_first_rank(accelerator: Accelerator, work: Callable[[], _Result]) -> _Res
     if line is not None:
         raise RunError(line)
     return result
+
+
+@contextmanager
+def deterministic_on_cpu(device: torch.device) -> Iterator[None]:
+    """Use deterministic algorithms on the CPU, where they cost nothing; on other devices as the user set them."""
+    options: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = options.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        options.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        options.fill_uninitialized_memory = fill

@@ -25,7 +25,9 @@ class StepReport:
         temperature: temperature in this step, if it changes during training.
         samples_per_second: speed since training started or resumed, without evaluation and checkpoints.
         tokens_per_second: the same in real tokens.
+        steps: number of steps of the run; an estimate where a budget of tokens decides.
         seconds_left: estimate at this speed.
+        tokens_left: tokens that are still to be trained; None where the number of steps decides.
         task: the batch's task, if several share a student; else empty.
         on_policy: measures of the student's own texts in an on-policy step, by name; else empty.
         alarms: signs of collapse in them, by name.
@@ -51,6 +53,7 @@ class StepReport:
     alarms: Sequence[str] = ()
     sampled_per_second: float = 0.0
     trained_per_second: float = 0.0
+    tokens_left: int | None = None
 
 
 class Observer(Protocol):
@@ -59,8 +62,8 @@ class Observer(Protocol):
     def announce(self, line: str) -> None:
         """Show a line that the user should know."""
 
-    def started(self, what: str, step: int, steps: int) -> None:
-        """Start training, or resume it after ``step``."""
+    def started(self, what: str, step: int, steps: int, tokens: int | None = None) -> None:
+        """Start training, or resume it after ``step``; if ``tokens`` are to be trained, ``steps`` is an estimate."""
 
     def stepped(self, report: StepReport) -> None:
         """Report a finished step."""
@@ -81,7 +84,7 @@ class NullObserver:
     def announce(self, line: str) -> None:
         """Show nothing."""
 
-    def started(self, what: str, step: int, steps: int) -> None:
+    def started(self, what: str, step: int, steps: int, tokens: int | None = None) -> None:
         """Show nothing."""
 
     def stepped(self, report: StepReport) -> None:

@@ -71,9 +71,24 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def progress_at(step: int, steps: int) -> float:
-    """Progress of a run at a step counted from 0: 0 for the first step, 1 for the last."""
-    return step / max(1, steps - 1)
+@dataclass(frozen=True)
+class Place:
+    """Place of a step in its run, in steps or in tokens.
+
+    Attributes:
+        done: what is trained before the step.
+        total: length of the run.
+        step_size: size of a step; in tokens an average.
+    """
+
+    done: int
+    total: int
+    step_size: float = 1
+
+    @property
+    def progress(self) -> float:
+        """Progress of the run: 0 at the first step, 1 at the last."""
+        return min(1.0, self.done / max(1, self.total - self.step_size))
 
 
 def check_schedule(key: str, given: object) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class OnPolicySettings(Section):
     """Share of the optimizer steps, spread evenly, that train on the student's own continuations of the rows' prompts
     in place of the rows; they have no labels, so ``hard`` does not count there."""
     after: Share = 0.0
-    """Share of the steps before the first one that may be on-policy; ``share`` is of those after it."""
+    """Share of the run before the first step that may be on-policy; ``share`` is of the steps after it."""
     divergence: Divergence | None = None
     """Divergence from the teacher on these steps; ``objective.divergence`` when left out."""
     max_new_tokens: int = Field(128, ge=1, le=LONGEST_INPUT)

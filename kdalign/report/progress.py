@@ -51,11 +51,12 @@ class ConsoleObserver:
         self._print(line)
         self._write(line)
 
-    def started(self, what: str, step: int, steps: int) -> None:
+    def started(self, what: str, step: int, steps: int, tokens: int | None = None) -> None:
         """Show the bar, or a line that training starts."""
         self._what, self._samples = what, {}
         self._shown = time.monotonic()
-        line = f"{what}: {steps:,} steps" + (f", resumed after step {step:,}" if step else "")
+        whole = f"{steps:,} steps" if tokens is None else f"{tokens:,} tokens, about {steps:,} steps"
+        line = f"{what}: {whole}" + (f", resumed after step {step:,}" if step else "")
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -80,8 +81,8 @@ class ConsoleObserver:
             terms = " ".join(f"{_SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
             terms += f"\n{format_samples(report.on_policy)}" if report.on_policy else ""
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
-            left = _minutes(report.seconds_left)
-            self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
+            left = f"loss {report.loss:.3f}\n{_left(report)}"
+            self._bar.update(self._task, completed=report.step, total=report.steps, speed=left)
             what = f"{self._what}: {report.task}" if report.task else self._what
             self._bar.update(self._task, description=escape(f"{what}\n{speed}\n{terms}"))
         last = report.step == report.steps
@@ -185,11 +186,18 @@ def format_step(report: StepReport) -> str:
     """Format a step as a line of text."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
     of = f" {report.task}" if report.task else ""
+    about = "" if report.tokens_left is None else "~"
     return (
-        f"step {report.step}/{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
+        f"step {report.step}/{about}{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
         f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
-        f"{_sampling(report)}{_minutes(report.seconds_left)} left"
+        f"{_sampling(report)}{_left(report)}"
     )
+
+
+def _left(report: StepReport) -> str:
+    """The time that is left, and the tokens if these decide."""
+    tokens = "" if report.tokens_left is None else f"{report.tokens_left:,} tokens, "
+    return f"{tokens}{_minutes(report.seconds_left)} left"
 
 
 def _sampling(report: StepReport) -> str:

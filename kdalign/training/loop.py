@@ -12,13 +12,11 @@ not decay and its moments stay.
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -26,7 +24,7 @@ from torch import nn
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
 from kdalign.data.epochs import total_steps
-from kdalign.devices import on_first_rank
+from kdalign.devices import deterministic_on_cpu, on_first_rank
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError
 from kdalign.models.architecture import first_non_finite
@@ -34,7 +32,7 @@ from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, TrainSettings
-from kdalign.recipe.schedules import progress_at
+from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
 from kdalign.signals import first_signal
 from kdalign.training.checkpoint import (
@@ -50,7 +48,9 @@ from kdalign.training.checkpoint import (
 from kdalign.training.diagnostics import count_step_units, find_small_shares, gradient_norms, measure_terms
 from kdalign.training.diverged import or_fp32
 from kdalign.training.optimizer import learning_rate, make_optimizer
-from kdalign.training.step import Stepper, StepResult
+from kdalign.training.run_length import MOST_TIMES, length_of
+from kdalign.training.step import Stepper
+from kdalign.training.step_reports import StepReporter, history_event
 from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask
 
 MEMORY_STEPS = 50
@@ -59,8 +59,6 @@ GRADIENT_STEPS = 200
 """Steps between measurements of each term's own gradient."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds of training between checkpoints, if no number of steps is set."""
-
-_deterministic_options: Any = torch.utils.deterministic
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -104,6 +102,7 @@ class Trainer:
         trainers: the state of each task.
         progress: steps taken, and what a checkpoint keeps of them.
         taken: steps taken of each task.
+        length: length of the run.
     """
 
     def __init__(
@@ -119,23 +118,24 @@ class Trainer:
 
         Args:
             tasks: one task, or several whose learners share parameters.
-            turns: number of the task that takes each step.
+            turns: number of the task that takes each step; of one task, as many as its rows' tokens would take.
             settings: optimizer, length and checkpoints.
             accelerator: device and ranks.
             folder: folder of checkpoints; histories go into the tasks' folders.
             observer: receives progress.
         """
-        self.turns, self.steps, self.several = turns, len(turns), len(tasks) > 1
+        self.turns, self.several = turns, len(tasks) > 1
+        self.length = length_of(settings, len(turns), tasks[0].encoded, tasks[0].on_policy)
         self.settings, self.accelerator, self.folder, self.observer = settings, accelerator, folder, observer
         assert not (self.several and settings.holds_out), "checked: several tasks have no best step"
         # A single learner is not put into a list, so that names in checkpoints have no prefix.
         self.module = nn.ModuleList([task.learner for task in tasks]) if self.several else tasks[0].learner
         self.module.to(accelerator.device).train()
-        self.trainers = [TaskTrainer(task, self.steps, settings, accelerator) for task in tasks]
+        self.trainers = [TaskTrainer(task, self.length.total, settings, accelerator) for task in tasks]
         self.optimizer = make_optimizer(self.module, settings)
         self.progress, self.taken = TrainState(), [0] * len(tasks)
-        self.epoch_size = sum(trainer.epoch_size for trainer in self.trainers)
-        self._started, self._saved_at = TrainState(), 0.0
+        self._saved_at = 0.0
+        self._reporter = self._make_reporter()
 
     def train(self, what: str = "training", resume: bool = False) -> TrainState:
         """Train to the end, or until the score stops improving; then load the weights to export.
@@ -171,7 +171,8 @@ class Trainer:
         saved = newest_sound(self.folder, self._histories)
         self.progress = load_checkpoint(self.folder, self.module, self.optimizer, self.accelerator, saved)
         step = self.progress.step
-        self.taken = [self.turns[:step].count(number) for number in range(len(self.trainers))]
+        turns = self.turns[:step]
+        self.taken = [turns.count(number) for number in range(len(self.trainers))] if self.several else [step]
         if not self.accelerator.is_main_process:
             return
         for line in saved.skipped:
@@ -189,54 +190,67 @@ class Trainer:
 
     def _run(self, what: str) -> None:
         """Take all remaining steps, monitoring and saving between them."""
-        progress, steps = self.progress, self.steps
+        progress, length = self.progress, self.length
         for trainer in self.trainers:
             self._enter_stage(trainer)
         if progress.plan:
             self.trainers[0].follow(Plan.from_json(progress.plan))
-        self._started, self._saved_at = TrainState(**asdict(progress)), progress.seconds
-        self.observer.started(what, progress.step, steps)
+        self._reporter, self._saved_at = self._make_reporter(), progress.seconds
+        self.observer.started(what, progress.step, length.expected_steps(progress), length.tokens)
         enough = self._is_patience_exhausted(progress.evaluations_without_gain)
-        with first_signal(signal.SIGINT, signal.SIGTERM) as received, _deterministic(self.accelerator.device):
+        with first_signal(signal.SIGINT, signal.SIGTERM) as received, deterministic_on_cpu(self.accelerator.device):
             if progress.step == 0:
                 self._monitor()
-            while progress.step < steps and not enough and not self._is_budget_spent():
+            while not length.is_reached(progress) and not enough:
+                self._refuse_short_samples()
+                before = length.place(progress).done
                 stop = self._take_step(bool(received))
-                last = progress.step == steps or self._is_budget_spent()
-                if progress.step % (self.settings.eval_every or max(1, steps // 10)) == 0 or last:
+                if self._is_evaluation_due(before):
                     enough = self._monitor()
                 if stop:
                     self._save()
                     self.observer.ended()
                     number = received[0] if received else int(signal.SIGTERM)
-                    raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", number)
-                if progress.step < steps and self._is_checkpoint_due():
+                    raise Interrupted(f"stopped; {length.describe(progress)} is saved", number)
+                if not length.is_reached(progress) and self._is_checkpoint_due():
                     self._save()
             self._save()  # what follows may be interrupted, too
-            self._announce_end(enough)
+            if not length.is_reached(progress):
+                self.observer.announce(
+                    f"stopped early, at {length.describe(progress)}: {progress.evaluations_without_gain} evaluations "
+                    f"in a row without gain (--patience)"
+                )
             if received and self.accelerator.num_processes == 1:
-                raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
+                raise Interrupted(f"stopped; all {progress.step} steps are saved", received[0])
         self.observer.ended()
 
-    def _is_budget_spent(self) -> bool:
-        """Return true if samples were longer than the rows by which the number of steps was planned."""
-        most = self.settings.max_tokens
-        return most is not None and self.progress.tokens >= most
+    def _make_reporter(self) -> StepReporter:
+        """Reports of steps from here on."""
+        epoch_size = sum(trainer.epoch_size for trainer in self.trainers)
+        return StepReporter(self.length, epoch_size, self.several, TrainState(**asdict(self.progress)))
 
-    def _announce_end(self, without_gain: bool) -> None:
-        """Announce an early end, and a budget of tokens that is left over."""
-        progress, most = self.progress, self.settings.max_tokens
-        if progress.step == self.steps:
-            if most is not None and progress.tokens < most and progress.sampled:
-                self.observer.announce(
-                    f"{progress.tokens:,} of {most:,} tokens are trained (--max-tokens), as samples were shorter than "
-                    f"the rows by which {self.steps} steps were planned: give --max-steps for more of them"
-                )
-            return
-        why = f"{progress.tokens:,} tokens are trained, those of samples included (--max-tokens)"
-        if without_gain:
-            why = f"{progress.evaluations_without_gain} evaluations in a row without gain (--patience)"
-        self.observer.announce(f"stopped early, at step {progress.step} of {self.steps}: {why}")
+    def _is_evaluation_due(self, before: int) -> bool:
+        """Return whether the step from this place on is followed by an evaluation; the last one always is."""
+        if self.length.is_reached(self.progress):
+            return True
+        if self.settings.eval_every is not None:
+            return self.progress.step % self.settings.eval_every == 0
+        tenth = max(1, self.length.total // 10)
+        return before // tenth < self.length.place(self.progress).done // tenth
+
+    def _refuse_short_samples(self) -> None:
+        """Refuse to go on if samples are so short that the budget of tokens is out of reach.
+
+        Raises:
+            RunError: the steps and tokens so far; they are saved.
+        """
+        if self.length.is_given_up(self.progress):
+            self._save()
+            raise RunError(
+                f"the student's own texts are too short for --max-tokens: at {self.length.describe(self.progress)} "
+                f"it has taken {MOST_TIMES} times the steps that texts of full length would take; learn from the data "
+                f"first (on_policy.after), or give --max-steps"
+            )
 
     def _announce_small_terms(self) -> None:
         """Announce terms that were a tiny share of the loss in the last steps, unless a schedule made them so."""
@@ -251,7 +265,7 @@ class Trainer:
 
     def _enter_stage(self, trainer: TaskTrainer) -> None:
         """Minimise the objective of the next step's stage; parameters that no task reaches need no gradient."""
-        if trainer.begin(self.progress.step):
+        if trainer.begin(self.length.place(self.progress).done):
             reached = {parameter for other in self.trainers for parameter in other.reached}
             for parameter in {parameter for other in self.trainers for parameter in other.trained}:
                 parameter.requires_grad_(parameter in reached)
@@ -262,14 +276,15 @@ class Trainer:
         Raises:
             RunError: the loss or its gradient is not finite; the weights stay as they are.
         """
-        begun, step, turn = time.perf_counter(), self.progress.step, self.turns[self.progress.step]
+        begun, step, place = time.perf_counter(), self.progress.step, self.length.place(self.progress)
+        turn = self.turns[step] if self.several else 0
         trainer = self.trainers[turn]
         self._enter_stage(trainer)
         balance = trainer.task.learner.balance
         rows, batches = trainer.micro_batches(self.taken[turn])
-        lr = self._set_learning_rate(step)
-        planned, viewer = trainer.objective.at(progress_at(step, self.steps)), trainer.viewer
-        own = trainer.on_policy_step(rows, batches, step, self.steps)
+        lr = self._set_learning_rate(place)
+        planned, viewer = trainer.objective.at(place.progress), trainer.viewer
+        own = trainer.on_policy_step(rows, batches, step, place)
         if own is not None:
             own.sample(trainer.task.learner, self.progress)
             batches, viewer = own.batches, own.viewer
@@ -292,7 +307,8 @@ class Trainer:
         if self.several:
             self.progress.of(trainer.task.name).add(*spent)
         trainer.shares.append({name: weight * result.parts[name] for name, weight in objective.weights.items()})
-        report = self._report(trainer, objective, result, lr, layers)
+        report = self._reporter.report(self.progress, trainer, objective, result, lr)
+        report = replace(report, layers=layers)
         if samples is not None:
             report = replace(report, on_policy=samples.measures, alarms=[alarm.name for alarm in samples.alarms])
         self._log(trainer, report)
@@ -301,8 +317,8 @@ class Trainer:
         self._remap(trainer)
         return result.stop
 
-    def _set_learning_rate(self, step: int) -> float:
-        lr = learning_rate(self.settings, step, self.steps)
+    def _set_learning_rate(self, place: Place) -> float:
+        lr = learning_rate(self.settings, place)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
         return lr
@@ -326,49 +342,17 @@ class Trainer:
         finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
         self._write(trainer, {"kind": "gradients", "step": step, "norms": finite})
 
-    def _report(
-        self,
-        trainer: TaskTrainer,
-        objective: Objective,
-        result: StepResult,
-        lr: float,
-        layers: dict[str, list[float]],
-    ) -> StepReport:
-        """The step just taken, with the speed since training started or was resumed."""
-        progress, started = self.progress, self._started
-        seconds = max(progress.seconds - started.seconds, 1e-9)
-        sampled, trained = progress.sampling_speed(started) if progress.sampled > started.sampled else (0.0, 0.0)
-        weights_change = trainer.task.learner.balance is not None or trainer.objective.moving
-        return StepReport(
-            step=progress.step,
-            steps=self.steps,
-            epoch=progress.step / self.epoch_size,
-            loss=result.loss,
-            parts=result.parts,
-            weights=objective.weights if weights_change else {},
-            lr=lr,
-            gradient_norm=result.gradient_norm,
-            samples_per_second=(progress.examples - started.examples) / seconds,
-            tokens_per_second=(progress.tokens - started.tokens) / seconds,
-            seconds_left=seconds / (progress.step - started.step) * (self.steps - progress.step),
-            layers=layers,
-            temperature=objective.temperature,
-            task=trainer.task.name if self.several else "",
-            sampled_per_second=sampled,
-            trained_per_second=trained,
-        )
-
     def _log(self, trainer: TaskTrainer, report: StepReport) -> None:
         """Tell the observer, the history and the trackers of a step."""
         self.observer.stepped(report)
-        self._write(trainer, {"kind": "step", **_history_event(report)})
+        self._write(trainer, {"kind": "step", **history_event(report)})
         if self.accelerator.is_main_process:
             self.accelerator.log({"loss": report.loss, "lr": report.lr, **report.parts}, step=report.step)
 
     def _remap(self, trainer: TaskTrainer) -> None:
         """Measure the layer map again, if that is due."""
         remapping, step = trainer.task.remapping, self.progress.step
-        if remapping is None or step % remapping.every or step == self.steps:
+        if remapping is None or step % remapping.every or self.length.is_reached(self.progress):
             return
         plan = remapping.measure(trainer.task.learner.student)
         trainer.follow(plan)
@@ -411,8 +395,7 @@ class Trainer:
         for metric, reason in scores.undefined.items():
             self.observer.announce(f"step {step}, on the monitored texts{suffix}: {metric} is undefined, {reason}")
         self._write(trainer, {"kind": "evaluation", "step": step, **scores.kept})
-        in_last_stage = max(trainer.begins) == 0 or step > max(trainer.begins)
-        if not self.several and in_last_stage:  # what counts is learnt there
+        if not self.several and trainer.in_last_stage:  # what counts is learnt there
             self._rank(scores.deciding)
 
     def _rank(self, value: float | None) -> None:
@@ -459,27 +442,3 @@ class Trainer:
     def _histories(self) -> list[RunFolder]:
         """The folders with the run's histories."""
         return [trainer.task.folder for trainer in self.trainers]
-
-
-def _history_event(report: StepReport) -> dict[str, Any]:
-    """A step's values that are the same in every repetition of the run: no clock; optional ones only if set."""
-    event = asdict(report)
-    for key in ("steps", "seconds_left", *(key for key in event if key.endswith("_per_second"))):
-        del event[key]
-    optional = ("weights", "layers", "temperature", "task", "on_policy", "alarms")
-    return {key: value for key, value in event.items() if value or key not in optional}
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms on the CPU, where they cost nothing; on other devices as the user set them."""
-    before = torch.are_deterministic_algorithms_enabled()
-    fill = _deterministic_options.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        _deterministic_options.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        _deterministic_options.fill_uninitialized_memory = fill

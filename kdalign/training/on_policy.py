@@ -24,6 +24,7 @@ from kdalign.models.sampling import Sampling, sample_continuations, uniform_numb
 from kdalign.models.token_targets import label_log_probabilities
 from kdalign.observer import Observer
 from kdalign.recipe import OnPolicySettings
+from kdalign.recipe.schedules import Place
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import StepViewer, Teach
 from kdalign.training.diverged import or_fp32
@@ -54,13 +55,12 @@ class OnPolicy:
     dtype: torch.dtype | None = None
     mark_returned: Callable[[Batch], Batch] | None = None
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Return whether a step, counted from 0, is on-policy: spread evenly, from a place that the seed decides."""
-        number, share = step - round(self.settings.after * steps), self.settings.share
-        if number < 0:
+    def is_due(self, step: int, place: Place) -> bool:
+        """Return whether a step, counted from 0, is on-policy: spread evenly, from a number that the seed decides."""
+        if place.done < round(self.settings.after * place.total):
             return False
-        place = np.random.default_rng([self.seed, 6]).random()
-        return math.floor((number + 1) * share + place) > math.floor(number * share + place)
+        share, start = self.settings.share, np.random.default_rng([self.seed, 6]).random()
+        return math.floor((step + 1) * share + start) > math.floor(step * share + start)
 
     def continuations(self, encoded: TokenizedSplit, rows: Sequence[int]) -> list[Continuation]:
         """Divide rows into prompts and what follows."""

@@ -7,17 +7,18 @@ from torch import nn
 
 from kdalign.objective.balancing import LossBalancer
 from kdalign.recipe import TrainSettings
+from kdalign.recipe.schedules import Place
 
 FACTOR_RATE = 50.0
 """Learning rate of a balancer's parameters, relative to that of the weights: a logarithm moves further."""
 
 
-def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """Learning rate of a step, from 0: linear warm-up, then decay to 0 at the end, or constant."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+def learning_rate(settings: TrainSettings, place: Place) -> float:
+    """Learning rate of a step at a place: linear warm-up, then decay to 0 at the end, or constant."""
+    warmup = round(settings.warmup * place.total)
+    if place.done < warmup:
+        return settings.lr * min(place.done + place.step_size, warmup) / warmup
+    done = (place.done - warmup) / max(1, place.total - warmup)
     match settings.scheduler:
         case "constant":
             return settings.lr

@@ -15,6 +15,7 @@ from kdalign.data.batches import Batch, TokenizedSplit
 from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
 from kdalign.objective.objective import Objective
 from kdalign.recipe import TrainSettings
+from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
 from kdalign.teachers.base import Teacher
 from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
@@ -45,7 +46,7 @@ class Stage:
     """An objective, and when it starts to be minimised.
 
     Attributes:
-        after: share of all steps after which the stage begins.
+        after: share of the run after which the stage begins.
     """
 
     after: float
@@ -107,7 +108,7 @@ class TaskTrainer:
 
     Attributes:
         task: its training setup.
-        begins: objectives by the first step of their stage.
+        begins: objectives by the place at which their stage begins, in steps or in tokens.
         objective: objective of the current stage.
         teach: the teacher's forward for it; None if it needs none.
         trained: the task's trainable parameters.
@@ -116,10 +117,10 @@ class TaskTrainer:
         shares: each term's weighted mean in the last steps.
     """
 
-    def __init__(self, task: TrainTask, steps: int, settings: TrainSettings, accelerator: Accelerator) -> None:
-        assert steps >= len(task.stages), "checked: every stage has at least one step"
-        last = steps - len(task.stages)
-        firsts = [min(max(round(stage.after * steps), n), last + n) for n, stage in enumerate(task.stages)]
+    def __init__(self, task: TrainTask, total: int, settings: TrainSettings, accelerator: Accelerator) -> None:
+        assert total >= len(task.stages), "checked: every stage has at least one step"
+        last = total - len(task.stages)
+        firsts = [min(max(round(stage.after * total), n), last + n) for n, stage in enumerate(task.stages)]
         self.begins = {first: stage.objective for first, stage in zip(firsts, task.stages, strict=True)}
         self.task, self.settings, self.accelerator = task, settings, accelerator
         self.trained = [parameter for parameter in task.learner.parameters() if parameter.requires_grad]
@@ -132,6 +133,11 @@ class TaskTrainer:
         )
         self.shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
         self._begun, self._epoch, self._batches = -1, -1, list[list[int]]()
+
+    @property
+    def in_last_stage(self) -> bool:
+        """True in the last stage."""
+        return self._begun == max(self.begins)
 
     @property
     def viewer(self) -> StepViewer:
@@ -150,13 +156,16 @@ class TaskTrainer:
         assert self.task.remapping is not None, "a plan changes only where layers are mapped again"
         self.minimise(self.task.remapping.objective(plan), plan)
 
-    def begin(self, step: int) -> bool:
-        """Enter the stage of a step: other parameters may be reached, and DDP waits for none that is not.
+    def begin(self, done: int) -> bool:
+        """Enter the stage of a place: other parameters may be reached, and DDP waits for none that is not.
+
+        Args:
+            done: steps taken, or tokens trained.
 
         Returns:
             True if the stage has changed.
         """
-        begun = max(first for first in self.begins if first <= step)
+        begun = max(first for first in self.begins if first <= done)
         if begun == self._begun:
             return False
         self._begun = begun
@@ -191,10 +200,10 @@ class TaskTrainer:
         return rows, micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
 
     def on_policy_step(
-        self, rows: Sequence[int], batches: Sequence[Batch], step: int, steps: int
+        self, rows: Sequence[int], batches: Sequence[Batch], step: int, place: Place
     ) -> OnPolicyStep | None:
         """The on-policy step on these rows; None for a step on data."""
         on_policy, encoded = self.task.on_policy, self.task.encoded
-        if on_policy is None or not on_policy.is_due(step, steps):
+        if on_policy is None or not on_policy.is_due(step, place):
             return None
         return OnPolicyStep(on_policy, self.viewer, encoded, rows, batches)

@@ -517,7 +517,7 @@ MUTANTS = {
     ),
     "second stage never begun": (
         "training/task_trainer.py",
-        "begun = max(first for first in self.begins if first <= step)",
+        "begun = max(first for first in self.begins if first <= done)",
         "begun = min(self.begins)",
         "end_to_end/test_cli.py::test_each_of_two_stages_has_a_step_at_least",
     ),
@@ -610,6 +610,12 @@ MUTANTS = {
         "uniform_numbers(self._key(encoded, row, step), self.sampling.new_tokens) for row in every",
         "uniform_numbers(str(step + number), self.sampling.new_tokens) for number, row in enumerate(every)",
         "contract/test_on_policy.py::test_the_split_of_a_step_and_its_ranks_change_neither_samples_nor_gradient",
+    ),
+    "steps counted where tokens decide": (
+        "training/run_length.py",
+        "return Place(state.tokens, self.tokens, state.tokens",
+        "return Place(state.step * self.tokens // self.steps, self.tokens, state.tokens",
+        "training/test_run_length.py::test_a_place_is_a_step_unless_a_budget_of_tokens_decides",
     ),
     "dropout while texts are sampled": (
         "models/sampling.py",

@@ -21,6 +21,7 @@ from kdalign.objective.terms import HardLabels, SoftTargets, TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings
+from kdalign.recipe.schedules import Place
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import learning_rate, make_optimizer
@@ -292,7 +293,7 @@ def test_biases_and_norms_do_not_decay_and_matrices_do():
 def test_the_learning_rate_by_hand(scheduler, rates):
     # 6 steps, 2 of them warm-up (0.34 of 6, rounded), then 4 of decay.
     settings = TrainSettings(lr=1.0, scheduler=scheduler, warmup=0.34)
-    assert [learning_rate(settings, step, 6) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+    assert [learning_rate(settings, Place(step, 6)) for step in range(6)] == pytest.approx(rates, abs=1e-6)
 
 
 def test_soft_targets_of_a_score_are_the_teachers_answers():

@@ -14,7 +14,7 @@ from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import KEYS_OF_TERMS, TERM_KEYS, build_recipe
 from kdalign.recipe import ObjectiveWeights as Weights
-from kdalign.recipe.schedules import Schedule, progress_at
+from kdalign.recipe.schedules import Place, Schedule
 from kdalign.runs.ablation_spec import build_ablation
 from kdalign.runs.curves import read_curves
 from kdalign.runs.finished import finished_runs
@@ -39,8 +39,8 @@ NEEDED = {"teacher": "t", "data.task": "sst2"}
     ids=lambda each: each.shape if isinstance(each, Schedule) else None,
 )
 def test_each_shape_by_hand_over_four_steps(change, expected):
-    assert [change.at(progress_at(step, 4)) for step in range(4)] == pytest.approx(expected)
-    assert progress_at(0, 1) == 0
+    assert [change.at(Place(step, 4).progress) for step in range(4)] == pytest.approx(expected)
+    assert Place(0, 1).progress == 0
 
 
 def test_a_schedule_is_said_with_both_ends_and_its_part_of_the_steps():

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
 from kdalign.errors import RunError
-from kdalign.training import loop
+from kdalign.recipe.schedules import Place
+from kdalign.training import loop, run_length
 from kdalign.training.checkpoint import TrainState, newest_sound
 from kdalign.training.on_policy import OnPolicyStep, gather_samples
 from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
@@ -18,7 +19,7 @@ from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
 def due(steps, seed=0, **settings):
     on_policy = OnPolicySetting("llama", **settings).on_policy
     on_policy = replace(on_policy, seed=seed)
-    return [step for step in range(steps) if on_policy.is_due(step, steps)]
+    return [step for step in range(steps) if on_policy.is_due(step, Place(step, steps))]
 
 
 def test_the_share_of_on_policy_steps_is_kept_from_the_place_where_they_begin():
@@ -51,7 +52,9 @@ def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs
     progress, history = setting.train(tmp_path, observer)
     steps = [event for event in history if event["kind"] == "step"]
     own = [event for event in steps if "on_policy" in event]
-    assert [event["step"] - 1 for event in own] == [step for step in range(6) if setting.on_policy.is_due(step, 6)]
+    assert [event["step"] - 1 for event in own] == [
+        step for step in range(6) if setting.on_policy.is_due(step, Place(step, 6))
+    ]
     assert len(own) == 3
     for event in steps:
         assert ("hard" in event["parts"]) == ("on_policy" not in event)
@@ -62,9 +65,10 @@ def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs
     assert observer.reports[-1].trained_per_second > observer.reports[-1].tokens_per_second
 
 
-def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(tmp_path, monkeypatch):
+@pytest.mark.parametrize("length", [{}, {"max_steps": None, "max_tokens": 150}], ids=["steps", "tokens"])
+def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(length, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    OnPolicySetting("gpt2").train(whole)
+    progress, _ = OnPolicySetting("gpt2").train(whole, **length)
     kept = loop.save_checkpoint
 
     def stop(folder, *rest):
@@ -74,12 +78,15 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_checkpoint", stop)
         with pytest.raises(SystemExit):
-            OnPolicySetting("gpt2").train(stopped)
-    OnPolicySetting("gpt2").train(stopped, resume=True)
+            OnPolicySetting("gpt2").train(stopped, **length)
+    assert newest_sound(loop.RunFolder(stopped)).progress.step < progress.step
+    again, _ = OnPolicySetting("gpt2").train(stopped, resume=True, **length)
+    assert (again.step, again.tokens) == (progress.step, progress.tokens)
     assert (whole / "history.jsonl").read_bytes() == (stopped / "history.jsonl").read_bytes()
-    one, other = (load_file(path / "checkpoints" / "step-6" / "model.safetensors") for path in (whole, stopped))
+    last = f"step-{progress.step}"
+    one, other = (load_file(path / "checkpoints" / last / "model.safetensors") for path in (whole, stopped))
     assert all((one[name] == other[name]).all() for name in one)
-    assert newest_sound(loop.RunFolder(whole)).progress.watch["steps"] == 3
+    assert newest_sound(loop.RunFolder(whole)).progress.watch["steps"] > 0
 
 
 def test_a_run_that_collapses_stops_after_its_patience_and_keeps_earlier_checkpoints(tmp_path):
@@ -92,22 +99,48 @@ def test_a_run_that_collapses_stops_after_its_patience_and_keeps_earlier_checkpo
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
 
 
-def test_tokens_of_samples_count_as_trained_and_end_the_run_where_they_reach_the_budget(tmp_path):
-    setting, observer = OnPolicySetting("llama", ends=(), max_new_tokens=40), Announced()
-    progress, history = setting.train(tmp_path, observer, max_steps=None, max_tokens=400)
-    steps = [event for event in history if event["kind"] == "step"]
-    rows = sum(len(row) for row in setting.data.columns["input_ids"])
-    assert len(steps) < 400 / (rows / len(setting.data) * 4), "samples are longer than rows"
-    assert progress.tokens >= 400
-    assert observer.lines[-1].startswith(f"stopped early, at step {len(steps)} of ")
-    assert "those of samples included (--max-tokens)" in observer.lines[-1]
+BUDGET = {"max_steps": None, "max_tokens": 300, "scheduler": "linear", "warmup": 0.1, "lr": 1e-3}
 
 
-def test_a_budget_that_short_samples_leave_over_is_announced(tmp_path):
-    setting, observer = OnPolicySetting("llama", share=1.0, max_new_tokens=1), Announced()
-    progress, _ = setting.train(tmp_path, observer, max_steps=None, max_tokens=200)
-    assert progress.tokens < 200
-    assert observer.lines[-1].startswith(f"{progress.tokens} of 200 tokens are trained (--max-tokens)")
+def tokens_before(reports):
+    """Tokens trained before each step."""
+    return [0, *(BUDGET["max_tokens"] - report.tokens_left for report in reports[:-1])]
+
+
+@pytest.mark.parametrize(("share", "longest"), [(1.0, 1), (0.5, 1), (0.5, 40)])
+def test_a_budget_of_tokens_is_reached_by_the_last_step_and_schedules_end_there(share, longest, tmp_path):
+    setting, observer = OnPolicySetting("llama", ends=(), share=share, max_new_tokens=longest), Announced()
+    progress, history = setting.train(tmp_path, observer, **BUDGET)
+    before = tokens_before(observer.reports)
+    sizes = [after - start for start, after in zip(before, [*before[1:], progress.tokens], strict=True)]
+    assert before[-1] < 300 <= progress.tokens
+    assert min(sizes) > 0
+    own = ["on_policy" in event for event in history if event["kind"] == "step"]
+    assert abs(sum(own) - share * len(own)) <= 1
+    rates = [event["lr"] for event in history if event["kind"] == "step"]
+    # A warm-up of 30 tokens, then a line to 0 at 300 tokens.
+    assert rates[1:] == pytest.approx([1e-3 * min(1, (300 - start) / 270) for start in before[1:]])
+    assert rates[-1] <= 1e-3 * max(sizes) / 270
+    assert observer.lines == []
+    assert observer.reports[-1].tokens_left == observer.reports[-1].seconds_left == 0
+    assert observer.reports[-1].steps == progress.step
+
+
+def test_steps_on_own_texts_begin_at_their_share_of_a_budget_of_tokens(tmp_path):
+    setting, observer = OnPolicySetting("llama", ends=(), share=1.0, after=0.5, max_new_tokens=2), Announced()
+    _, history = setting.train(tmp_path, observer, **BUDGET)
+    own = ["on_policy" in event for event in history if event["kind"] == "step"]
+    assert own == [start >= 150 for start in tokens_before(observer.reports)]
+    assert set(own) == {False, True}
+
+
+def test_a_run_that_samples_too_short_texts_for_its_budget_stops_with_its_steps_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_length, "MOST_TIMES", 0.1)
+    setting = OnPolicySetting("llama", ends=(), share=1.0, max_new_tokens=1)
+    with pytest.raises(RunError, match=r"too short for --max-tokens: at step (\d+) \(\d+ of 300 tokens\)"):
+        setting.train(tmp_path, **BUDGET)
+    saved = newest_sound(loop.RunFolder(tmp_path)).progress
+    assert 0 < saved.tokens < 300
 
 
 class TwoRanks:
