@@ -34,8 +34,9 @@ def made(tmp_path_factory):
 
 def words(made, *more, kind="gpt2", task="lm:text"):
     options = ("--max-steps", 4, "--batch-size", 4, "--max-length", 32, "--precision", "fp32", "--device", "cpu")
+    teacher = kind if kind == "none" else made / kind
     return (
-        "distill", "--teacher", made / kind, "--student", "layers=2", "--task", task, "--data", made / "data",
+        "distill", "--teacher", teacher, "--student", "layers=2", "--task", task, "--data", made / "data",
         *options, "--set", "on_policy.max_new_tokens=12", "--allow", "weak-teacher", "--out", "run", *more,
     )  # fmt: skip
 
@@ -45,7 +46,7 @@ BAD = [
     (("--on-policy", "-0.1"), {}, "on_policy.share=-0.1: must be greater than or equal to 0"),
     (("--on-policy", "0.5", "--set", "on_policy.temperature=0"), {}, "on_policy.temperature=0: must be greater than 0"),
     (("--on-policy", "0.5", "--set", "on_policy.top_k=3"), {}, "unknown recipe key 'on_policy.top_k'; did you mean"),
-    (("--on-policy", "0.5", "--teacher", "none", "--student", "new:gpt2"), {}, "--on-policy trains on what a teacher"),
+    (("--on-policy", "0.5", "--student", "new:gpt2"), {"kind": "none"}, "--on-policy trains on what a teacher"),
     (("--on-policy", "0.5", "--alpha", "0"), {}, "the weight of the teacher's answers, is 0: give --alpha a weight"),
     (("--on-policy", "0.5", "--set", "on_policy.max_new_tokens=65"), {}, "is more than the 64 positions of the gpt2"),
     (
