@@ -14,6 +14,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.startswith("/v1/"):
+            self._send(404, {"error": {"message": "Not Found"}})
+            return
         self.server.asked.append(body)
         refused = next((name for name in self.server.refused if name in body), None)
         if refused is not None:

@@ -34,7 +34,7 @@ from kdalign.runs.locks import LOCK
 
 RECORD = "generation.json"
 WORK = "generation"
-COMMAND, ANSWERS = "command.json", "answers.jsonl"
+COMMAND, ANSWERS, SERVED = "command.json", "answers.jsonl", "served.jsonl"
 OF_SELECTION = ("keep", "best_of")
 """Settings that decide which answers are kept, and not what is answered."""
 
@@ -52,7 +52,7 @@ class GeneratedAnswer:
         prompt: key of the prompt.
         draw: number of the sample.
         text: the answer.
-        ended: False if its tokens ran out; None if a server does not say.
+        ended: False if the token limit cut it off; None if a server does not say.
         cut: True if the prompt was too long and lost a part.
         prompt_tokens: tokens of the prompt.
         new_tokens: tokens of the answer.
@@ -102,12 +102,18 @@ class GenerationFolder:
         if not self.command.is_file():
             raise UsageError(f"{str(self.path)!r} is not empty and holds no generated data; choose another --out")
         difference = _difference(self._begun(), command)
-        if difference and not overwrite:
+        if difference and not overwrite and self.has_answers:
             raise UsageError(
                 f"{str(self.path)!r} holds data of another command ({difference}): give --overwrite or another --out"
             )
         if not overwrite and self.record.is_file():
             self.check_files(self.read_record(), f"generate it again by: {shown} --overwrite")
+
+    @property
+    def has_answers(self) -> bool:
+        """True if a teacher answered: a folder without an answer, as of a wrong URL, is free for another command."""
+        files = (self.answers, self.work / SERVED, self.record)
+        return any(file.is_file() and file.stat().st_size > 0 for file in files)
 
     def begin(self, command: Mapping[str, Any]) -> None:
         """Write the command, and remove an earlier one's files; answers stay if only their selection differs.

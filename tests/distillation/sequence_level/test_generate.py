@@ -288,6 +288,17 @@ def test_another_command_is_refused_with_what_differs_and_replaced_when_asked(kd
     assert contents(here / "out") == contents(here / "fresh")
 
 
+def test_a_folder_without_an_answer_is_free_for_the_corrected_command(kdalign, here):
+    with answering_server(upper) as server:
+        wrong = served(server.url.removesuffix("/v1") + "/v2")
+        status, _, err = kdalign(*wrong)
+        assert (status, "mostly with /v1" in one_line(err)) == (2, True)
+        assert kdalign(*served(server.url))[0] == 0
+        assert record_of(here / "out")["teacher"]["url"] == server.url
+        status, _, err = kdalign(*wrong)
+        assert (status, "holds data of another command (url is " in one_line(err)) == (2, True)
+
+
 def test_answers_are_selected_again_without_the_teacher_where_only_the_filters_differ(kdalign, here, monkeypatch):
     assert kdalign(*words())[0] == 0
     with monkeypatch.context() as patched:
