@@ -140,8 +140,8 @@ def _power_notes(verdicts: Sequence[ArmVerdict], name: str) -> list[AboutRows]:
     return [
         AboutRows(
             frozenset({verdict.arm, f"{verdict.arm} − {name}"}),
-            f"{verdict.arm} − {name}, {verdict.key}: p = {verdict.verdict.p_holm:.2g}; such data reveal a difference "
-            f"of {verdict.verdict.detectable:.1f} in 80 % of cases",
+            f"{verdict.arm} − {name}, {verdict.key}: p = {verdict.verdict.p_holm:.2g}; with this much data, a "
+            f"difference of {verdict.verdict.detectable:.1f} would be detected in 80 % of cases",
         )
         for verdict in summaries
         if verdict.verdict.detectable is not None

@@ -204,12 +204,12 @@ def _define(key: str, text: str) -> Footnote:
 
 
 def _several_teachers(table: NotedTable) -> list[str]:
-    """Explain rows of several teachers as one: a student's agreement and retained share are relative to them."""
+    """Explain rows of several teachers combined: a student's agreement and retained share are relative to them."""
     joint = [record for record in table.records if record.teachers]
     names = {record.teacher.source: len(record.teachers) for record in joint if record.teacher is not None}
     return [
-        f"{number} teachers as one: {source}; a student's agreement and retained share are relative to them as one, "
-        f"size and latency are their sums"
+        f"{number} teachers combined: {source}; a student's agreement and retained share are relative to the "
+        f"combination, size and latency are sums"
         for source, number in names.items()
     ]
 

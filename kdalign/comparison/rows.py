@@ -57,7 +57,7 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
 
 
 def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
-    """Rows of teachers, one for each combination of weights, head and scores: of several each, then all as one.
+    """Rows of teachers, one for each combination of weights, head and scores: of several each, then all combined.
 
     Those behind an API have no cost.
     """
@@ -73,7 +73,7 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
         key = json.dumps([which, {k: c.value for k, c in scores.items()}], sort_keys=True)
         several = len(record.teachers)
         source = record.recipe["teacher"] if record.teacher is None else _model_name(record.teacher.source)
-        name = f"{several} teachers as one" if several else f"teacher {source}"
+        name = f"{several} teachers combined" if several else f"teacher {source}"
         cost = {} if record.teacher is None else _cost_of(record.teacher)
         cells = _finite({**scores, **cost, "retained": Cell(100.0)})
         found = [_one_of_several(entry, number, means) for number in range(several)]
@@ -97,12 +97,12 @@ def _one_of_several(entry: RunGroup, number: int, means: Sequence[str]) -> tuple
     share = _share_of(_macro(own.records, "teacher"), _macro(entry.records, "teacher"), directions)
     cells = {**scores, **_cost_of(teacher), "retained": share}
     if any("teacher" in record.first_scores.calibration for record in entry.records.values()):
-        cells["ece"] = Cell(None, reason="kept for all teachers as one")
+        cells["ece"] = Cell(None, reason="computed only for the teachers combined")
     return key, Row(f"teacher {_model_name(teacher.source)}", "teacher", (), _finite(cells))
 
 
 def _with_teacher(entry: RunGroup, number: int) -> RunGroup:
-    """Runs with one of their several teachers in place of all as one."""
+    """Runs with one of their several teachers in place of all combined."""
 
     def alone(record: RunRecord) -> RunRecord:
         scores = {
