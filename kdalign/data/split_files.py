@@ -93,7 +93,7 @@ def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
         if ending in formats:
             return f"; {path.name!r} is {'a broken link' if not path.exists() else 'not a regular file'}"
         mend = f" ({_MENDS[ending]})" if ending in _MENDS else ""
-        return f"; {path.name!r} is of no format that is read here{mend}"
+        return f"; {path.name!r} is not one of the formats read here: {', '.join(formats)}{mend}"
     return ""
 
 

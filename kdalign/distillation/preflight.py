@@ -104,7 +104,9 @@ def _combined(run: PreparedRun) -> Finding:
         if teacher.hash in seen:
             way += f"; {seen[teacher.hash]} and {teacher.name} have the same weights"
         seen.setdefault(teacher.hash, teacher.name)
-    return Finding("teachers", f"{' and '.join(names)}, {way}; retained and agreement are relative to all as one")
+    return Finding(
+        "teachers", f"{' and '.join(names)}, {way}; retained and agreement are relative to the teachers combined"
+    )
 
 
 def _lengths(run: PreparedRun, both: Sequence[tuple[str, PretrainedConfig]]) -> Finding:

@@ -77,15 +77,17 @@ def _ends(run: PreparedRun, student: PretrainedConfig, tokenizer: PreTrainedToke
             return
         if len(part) == len(run.splits.train):
             break
-    stops = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends) or "no token"
+    stops = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends) or "(it has none)"
     said = (
-        f"the student stops at {stops}, which no target in {len(rows):,} rows of train is: it would not learn to stop"
+        f"no training target contains the end token {stops} ({len(rows):,} rows read), so the student would not learn "
+        "to stop"
     )
     written = _last_special(rows, tokenizer)
     if written is not None:
         mend = f"name {written!r}, which ends texts there, as eos_token_id in config.json and generation_config.json"
     elif truncated:
-        mend = f"raise --max-length: {truncated:,} rows are cut at {run.adapter.max_length} tokens"
+        cut = f"{'all ' * (truncated == len(rows))}{truncated:,} rows are cut at {run.adapter.max_length} tokens"
+        mend = f"{cut}, raise --max-length"
     else:
         mend = f"let the chat template write {stops} after the assistant's turns"
     yield Finding("no-end", said, mend)

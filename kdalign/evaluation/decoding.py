@@ -51,7 +51,7 @@ class Answer:
 
     Attributes:
         text: the text, cut at its end.
-        ended: True if the model or the case's stop ended it; False if its tokens ran out.
+        ended: True if the model or the case's stop ended it; False if the token limit cut it off.
         cut: True if the prompt was too long and lost a part.
         prompt_tokens: tokens of the prompt that were read.
         new_tokens: tokens that were generated, the end token included.

@@ -64,6 +64,13 @@ class Budget:
         limits = ((self._most_requests, "requests"), (self._most_tokens, "tokens"))
         return " and ".join(f"{most} {unit}" for most, unit in limits if most is not None)
 
+    @property
+    def is_used_up(self) -> bool:
+        """True if a limit was reached."""
+        return not (
+            _within(self.spent.requests + 1, self._most_requests) and _within(self.spent.tokens + 1, self._most_tokens)
+        )
+
     def take(self, characters: int, longest: int) -> int:
         """Reserve a request's share, and wait while requests under way may leave enough of theirs.
 

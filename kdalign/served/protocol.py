@@ -266,12 +266,12 @@ def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
     choice = answer["choices"][0]
     returned = choice.get("logprobs")
     if not isinstance(returned, dict) or not returned.get("token_logprobs"):
-        return {"reason": "passes over echo and logprobs: it returns no log-probabilities of a prompt"}
+        return {"reason": "ignores echo and logprobs: it returns no log-probabilities of a prompt"}
     echoed = choice.get("text") or ""
     if not isinstance(echoed, str):
         raise Unusable(f"its text is {_kind(echoed)}")
     if not echoed.startswith(text):
-        return {"reason": "passes over echo: it returns log-probabilities of its answer, not of the prompt"}
+        return {"reason": "ignores echo: it returns log-probabilities of its answer, not of the prompt"}
     tokens, logprobs, tops, offsets = _check_logprobs(returned)
     written, joined = echoed[len(text) :], "".join(tokens)
     in_place = None

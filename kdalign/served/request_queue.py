@@ -13,7 +13,7 @@ from kdalign.observer import ProgressCallback
 from kdalign.served.budget import Budget, OverBudget, ServedSettings
 from kdalign.served.cache import KeptAnswers
 from kdalign.served.protocol import Refused, Unusable, check_length, token_usage
-from kdalign.served.transport import NoAnswer, Server, model_name
+from kdalign.served.transport import NoAnswer, Server, Unreachable, model_name
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,19 @@ class RequestQueue:
     def explain(self, error: BaseException, answered: int, total: int) -> BaseException:
         """Return the user's error for an error of the server or the budget; any other is returned unchanged."""
         kept = f"{answered} of {total} answers are kept in {self.cache.file}"
-        note = f"{kept}: run the same command again to resume" if answered else "nothing was answered"
+        note = f"{kept}: run the same command again to resume" if answered else "no answer is kept"
         match error:
             case OverBudget():
                 spent = self.budget.spent
+                state = "used up" if self.budget.is_used_up else "too small for the next request"
                 return RunError(
-                    f"the budget ({self.budget.limits}) does not suffice for the next request after "
-                    f"{spent.requests} requests, {spent.tokens} tokens; "
-                    f"{kept}: run the same command with a larger budget to resume"
+                    f"the budget of {self.budget.limits} is {state} ({spent.requests} requests, {spent.tokens} tokens "
+                    f"so far); {kept}: run the same command with a larger budget to resume"
                 )
             case Unusable():
                 return RunError(f"the server at {self.server.url} gives an answer that cannot be used: {error}; {note}")
+            case Unreachable():
+                return RunError(f"cannot reach the server at {self.server.url} ({error}); {note}; is it running?")
             case NoAnswer():
                 return RunError(f"no answer from the server at {self.server.url} ({error}); {note}")
             case Refused():

@@ -188,12 +188,12 @@ def read_prompt(answer: Mapping[str, Any], form: PromptForm, prompt: TokenPrompt
     if form.protocol == "prompt_logprobs":
         given = choice.get("prompt_logprobs", answer.get("prompt_logprobs"))
         if not isinstance(given, list):
-            raise Withheld("passes over prompt_logprobs")
+            raise Withheld("ignores prompt_logprobs")
         rows, spelled = _rows_of_numbers(given, prompt)
         return {"top": _collect(rows, top), "spelled": spelled}
     returned = choice.get("logprobs")
     if not isinstance(returned, dict) or not returned.get("token_logprobs"):
-        raise Withheld("passes over echo and logprobs")
+        raise Withheld("ignores echo and logprobs")
     echoed = choice.get("text") or ""
     if not isinstance(echoed, str):
         raise Unusable("its text is no text")
@@ -205,7 +205,7 @@ def read_prompt(answer: Mapping[str, Any], form: PromptForm, prompt: TokenPrompt
         raise Unusable("its tokens, log-probabilities and likeliest tokens are not lists of one length")
     text = sent(form, prompt)
     if isinstance(text, str) and not echoed.startswith(text):
-        raise Withheld("passes over echo: it returns log-probabilities of its answer, not of the prompt")
+        raise Withheld("ignores echo: it returns log-probabilities of its answer, not of the prompt")
     count = len(tokens) - _new_tokens(answer, echoed, text) if isinstance(text, str) else len(text)
     if len(tokens) < count:
         raise Withheld(f"returns {len(tokens):,} tokens for a prompt of {count:,}")

@@ -17,12 +17,17 @@ from kdalign.served.protocol import Refused, Unusable
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
+_UNCONNECTED = ("ConnectError", "ConnectTimeout")  # of httpx, or of its successor
 _SHORTEST_KEY = 8
 """Letters of a key that is masked in answers: a shorter one, as of a local server, also occurs in words."""
 
 
 class NoAnswer(Exception):
     """No server answered; the text says why."""
+
+
+class Unreachable(NoAnswer):
+    """No connection could be opened; the text says why."""
 
 
 class Server:
@@ -76,7 +81,10 @@ class Server:
             raise self._refusal(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise cause if isinstance(cause, Unusable) else NoAnswer(self._one_line(cause)) from None
+            if isinstance(cause, Unusable):
+                raise cause from None
+            kind = Unreachable if type(cause).__name__ in _UNCONNECTED else NoAnswer
+            raise kind(self._one_line(cause)) from None
         except (ValueError, RecursionError) as error:
             deep = isinstance(error, RecursionError)
             raise Unusable("it is nested too deeply" if deep else "it is not JSON, though it says so") from None
@@ -111,8 +119,9 @@ class Server:
             note: what is kept of the answers so far.
         """
         if refusal.status in (401, 403):  # whose message may hold parts of the key
-            which = "the key in" if self._key else "no key, and there is none in"
-            return UsageError(f"the server at {self.url} refuses {which} {KEY_VARIABLE} ({refusal.status})")
+            if self._key is None:
+                return UsageError(f"the server at {self.url} needs a key ({refusal.status}): set {KEY_VARIABLE}")
+            return UsageError(f"the server at {self.url} refuses the key in {KEY_VARIABLE} ({refusal.status})")
         if 300 <= refusal.status < 400:
             return UsageError(
                 f"the server at {self.url} redirects requests to {refusal.message!r} ({refusal.status}), which is not "
@@ -222,7 +231,7 @@ def _read_key(url: str) -> str | None:
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key and url == OPENAI_URL:
-        raise UsageError(f"OpenAI answers with a key only: put yours into {KEY_VARIABLE}, or give another --base-url")
+        raise UsageError(f"OpenAI needs a key: set {KEY_VARIABLE}, or give another --base-url")
     if not key.isascii() or any(not letter.isprintable() or letter == " " for letter in key):
         raise UsageError(f"{KEY_VARIABLE} holds letters that no key has: spaces, line ends or letters beyond ASCII")
     return key or None

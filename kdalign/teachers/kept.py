@@ -138,7 +138,8 @@ def outputs_of_term(request: TermRequest, values_only: bool = False) -> KeptOutp
 def unkeepable(request: TermRequest) -> str | None:
     """Return the reason why no cache can keep the outputs that a term compares; None if one can."""
     if request.samples:
-        return "compares texts that the student writes, which no cache knows before: leave out --cache or --on-policy"
+        said = "compares texts that the student has yet to write, which a cache cannot hold"
+        return f"{said}: leave out --cache or --on-policy"
     if Signal.TOKENS in request.signals and request.scheduled:
         return (
             "compares tokens at a temperature that changes during training, and a cache keeps them at fixed ones: "

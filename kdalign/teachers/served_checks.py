@@ -38,7 +38,7 @@ def reading_fault(probes: Sequence[Probe], vocabulary: int, as_ids: bool) -> str
 
     Tokens must be the rows' own; the probabilities of a position must not exceed 1; log-probabilities must stand at
     their own tokens, where the text is likelier than at the next ones; and the text must be likelier than by
-    chance, which it is not where a server passes over the prompt.
+    chance, which it is not where a server ignores the prompt.
 
     Args:
         probes: rows with answers.
@@ -65,7 +65,7 @@ def reading_fault(probes: Sequence[Probe], vocabulary: int, as_ids: bool) -> str
     if nll > math.log(vocabulary) - CHANCE_NATS:
         return (
             f"gives the training text {nll:.2f} nats a token, chance among {vocabulary:,} entries: it "
-            "passes over the prompt, or reads other tokens"
+            "ignores the prompt, or reads other tokens"
         )
     return None
 

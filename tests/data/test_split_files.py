@@ -81,8 +81,8 @@ def test_shards_of_other_columns_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("train.json", "'train.json' is of no format that is read here .save it as jsonl"),
-        ("train.csv.gz", "'train.csv.gz' is of no format that is read here .unpack it"),
+        ("train.json", "'train.json' is not one of the formats read here: parquet.* .save it as jsonl"),
+        ("train.csv.gz", "'train.csv.gz' is not one of the formats read here: parquet.* .unpack it"),
         ("train.xlsx", "save it as csv"),
         ("train.txt", "it holds text without labels"),
     ],

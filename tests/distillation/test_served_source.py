@@ -344,4 +344,4 @@ def test_an_ablation_has_no_arms_that_compare_layers_with_a_served_teacher(kdali
 def test_a_server_that_is_not_there_is_named(kdalign, tmp_path, pair):
     gone = type("Gone", (), {"url": "http://127.0.0.1:9/v1"})
     status, _, err = kdalign(*words(pair, gone, "--set", "served.retries=0"))
-    assert (status, "no answer from the server at http://127.0.0.1:9/v1" in one_line(err)) == (1, True), err
+    assert (status, "cannot reach the server at http://127.0.0.1:9/v1" in one_line(err)) == (1, True), err

@@ -185,13 +185,13 @@ def test_a_run_records_scores_and_shows_each_teacher_and_all_as_one(kdalign, tea
     names = {"cosine", "cosine 2", "euclid", "euclid 2", "attention", "attention 2", "soft", "hard"}
     assert all(set(step["parts"]) == names for step in steps_of(tmp_path / "run"))
     assert {one.teacher_stack for one in read_plan(tmp_path / "run" / "plan.json").maps} == {"encoder", "2:encoder"}
-    # All as one: the mean of both teachers' probabilities, in the order of the task's labels.
+    # Combined: the mean of both teachers' probabilities, in the order of the task's labels.
     table = compare([tmp_path / "run"])
     assert [row.name for row in table.rows[:3]] == [
-        f"teacher {teacher.name}", f"teacher {second.name}", "2 teachers as one"
+        f"teacher {teacher.name}", f"teacher {second.name}", "2 teachers combined"
     ]  # fmt: skip
     joint = record.first_scores.teacher[0].value
-    assert cell(table, "2 teachers as one", "sst2/accuracy").value == joint
+    assert cell(table, "2 teachers combined", "sst2/accuracy").value == joint
     assert cell(table, f"teacher {second.name}", "retained").value == pytest.approx(100 * other / joint)
     kept = read_predictions(tmp_path / "run" / "predictions" / "validation.parquet")
     labels = np.array(sentences(20, 1)[1])

@@ -68,8 +68,11 @@ def test_a_chat_whose_answers_are_all_cut_is_refused_before_weights_load(kdalign
     status, _, err = kdalign(*command(teacher, "chat", data))
     line = one_line(err)
     assert status == 2
-    assert "the student stops at '<|endoftext|>', which no target in 3 rows of train is" in line
-    assert "raise --max-length: 3 rows are cut at 48 tokens" in line
+    assert (
+        "no training target contains the end token '<|endoftext|>' (3 rows read), so the student would not learn"
+        in line
+    )
+    assert "all 3 rows are cut at 48 tokens, raise --max-length" in line
     assert "--allow no-end" in line
     assert checks(kdalign, *command(teacher, "chat", data, "--allow", "no-end"))["no-end"]["allowed"]
 
@@ -118,7 +121,7 @@ def test_pairs_whose_targets_are_all_cut_never_teach_to_stop(kdalign, tmp_path, 
     status, out, err = kdalign(*command(teacher, "translation:source-target", tmp_path / "data"))
     if refused:
         assert status == 2
-        assert "raise --max-length: 2 rows are cut at 48 tokens" in one_line(err)
+        assert "all 2 rows are cut at 48 tokens, raise --max-length" in one_line(err)
     else:
         assert status == 0, err
         assert "no-end" not in out

@@ -109,7 +109,7 @@ BAD = [
     ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "needs content, .* message 1 is"),
     ([{"role": "robot", "content": "x"}], "a role of system, developer, user, assistant, tool"),
     ([{"role": "user"}], "a message needs content"),
-    ([{"role": "user", "content": "x"}], "one of them the assistant's"),
+    ([{"role": "user", "content": "x"}], "no message of the conversation is the assistant's"),
     ("hello", "a conversation is a list of messages"),
     (5, "a conversation is a list of messages"),
 ]

@@ -52,7 +52,7 @@ BAD = [
     (
         ("--on-policy", "0.5", "--cache", "kept"),
         {},
-        "compares texts that the student writes, which no cache knows before: leave out --cache or",
+        "compares texts that the student has yet to write, which a cache cannot hold: leave out --cache or",
     ),
     (("--on-policy", "0.5"), {"kind": "bert"}, "continues texts from left to right, which a masked model does not"),
 ]
@@ -148,7 +148,7 @@ def test_a_student_of_other_end_tokens_is_refused_and_let_through_its_endless_te
     file.write_text(file.read_text().replace('"eos_token_id": 2', '"eos_token_id": 1'))
     code, _, err = kdalign(*tell(other, data="sentences"))
     assert code == 2
-    assert "which no target" in one_line(err), "before training"
+    assert "no training target contains the end token" in one_line(err), "before training"
     more = ("--allow", "no-end", "--set", "on_policy.patience=5")
     code, _, err = kdalign(*tell(other, *more, data="sentences", steps=50))
     assert code == 1

@@ -72,10 +72,9 @@ def _conversation(cell: Any, tools: Any, where: str) -> Conversation:
     messages = [_message(turn, f"{where}, message {number}") for number, turn in enumerate(turns)]
     found = Conversation(tuple(messages), _tools(tools, where))
     if not any(message["role"] == "assistant" for message in messages):
-        raise UsageError(
-            f"{where}: a conversation is a list of messages, one of them the assistant's"
-            + ("" if turns else f"; given {describe_cell(cell)}")
-        )
+        if not turns:
+            raise UsageError(f"{where}: a conversation is a list of messages; given {describe_cell(cell)}")
+        raise UsageError(f"{where}: no message of the conversation is the assistant's, so there is nothing to learn")
     if not found.answers:
         raise UsageError(
             f"{where}: the assistant begins the conversation and says nothing after it, so there is nothing to learn: "

@@ -41,7 +41,7 @@ class FilterCandidate:
         source: text that was answered.
         references: correct answers in the row.
         text: the answer.
-        ended: False if its tokens ran out; None if that is not known.
+        ended: False if the token limit cut it off; None if that is not known.
         cut: True if its prompt lost what the answer should follow.
     """
 

@@ -59,7 +59,7 @@ class GenerateSettings(Section):
     """Longest prompt in tokens; by default the task's for an encoder-decoder, and as many as the positions of a causal
     model allow."""
     keep: tuple[str, ...] = ()
-    """Filters of answers, such as ``rougeL>=30``; ``any-end`` keeps answers whose tokens ran out, too."""
+    """Filters of answers, such as ``rougeL>=30``; ``any-end`` keeps answers cut off by the token limit, too."""
     best_of: str | None = None
     """Metric by which the best answer of each row is kept alone."""
     language: str | None = None
