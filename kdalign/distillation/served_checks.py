@@ -4,6 +4,7 @@ from kdalign.data.tasks import AnyTask, LanguageTask
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.models import student_spec
+from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.student_source import StudentSource
 from kdalign.objective.objective import Objective
 from kdalign.recipe import ANSWER_TERMS, Recipe
@@ -44,6 +45,8 @@ def check_served_teacher(recipe: Recipe, task: AnyTask) -> None:
             f"objective.{aligning[0]} compares layers, and a server shows none of them: give it the weight 0, or the "
             "model's weights (--teacher DIR)"
         )
+    if recipe.served.check_teacher is not None:
+        find_checkpoint(recipe.served.check_teacher)
     open_reader(recipe).close()
 
 

@@ -189,7 +189,7 @@ class PromptReader:
                     form = replace(form, dropped=(*form.dropped, name))
                     continue
                 unknown = self._server.unknown_model(self.model, refusal)
-                if unknown is not None or concerns_all(refusal):
+                if unknown is not None or concerns_all(refusal) or self._server.has_no_api(refusal):
                     raise unknown or self._requests.explain(refusal, 0, 1) from None
                 return f"refuses ({refusal})"
             except Withheld as withheld:

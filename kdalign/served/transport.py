@@ -109,6 +109,10 @@ class Server:
         near = "" if listed is None else f"{did_you_mean(model, listed)} (its models: {_first_names(listed)})"
         return UsageError(f"the server at {self.url} says {refusal}: it has no model {model!r}{near}")
 
+    def has_no_api(self, refusal: Refused) -> bool:
+        """Return whether a refusal says that no API is at the URL: it has no such page, and lists no models."""
+        return refusal.status in (404, 405) and not self._models()
+
     def explain_refusal(self, refusal: Refused, model: str, answered: int, note: str) -> KdalignError:
         """Return the user's error for a refusal.
 

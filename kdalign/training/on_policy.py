@@ -7,7 +7,7 @@ sample one of the student, (seed, step) and its row: neither the split of a step
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -179,12 +179,14 @@ class SampleReport:
         alarms: the step's alarms.
         new: those that are announced now.
         stopping: number of steps in a row with an alarm, if that is as many as the patience; else 0.
+        counts: number of these steps with each alarm, by name.
     """
 
     measures: Mapping[str, float]
     alarms: Sequence[Alarm]
     new: Sequence[Alarm]
     stopping: int
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def announce(self, observer: Observer, step: int) -> None:
         """Announce the alarms that are new.
@@ -197,9 +199,10 @@ class SampleReport:
         if self.stopping:
             said = "; ".join(alarm.said for alarm in self.alarms)
             mends = "; ".join(dict.fromkeys(alarm.mend for alarm in self.alarms))
+            counts = ", ".join(f"{name} {count}" for name, count in self.counts.items())
             raise RunError(
                 f"the student's own texts collapse: {self.stopping} on-policy steps in a row with an alarm "
-                f"(on_policy.patience), at step {step} {said}; start again with --overwrite: {mends}"
+                f"(on_policy.patience): {counts}; at step {step} {said}; start again with --overwrite: {mends}"
             )
 
 
@@ -273,4 +276,4 @@ class OnPolicyStep:
             data = meter.measure(data, accelerator)
         alarms, new = watch.add(now, data)
         in_a_row = int(progress.watch["alarmed"])
-        return SampleReport(now.known(), alarms, new, in_a_row if watch.is_patience_exhausted else 0)
+        return SampleReport(now.known(), alarms, new, in_a_row if watch.is_patience_exhausted else 0, watch.counts)

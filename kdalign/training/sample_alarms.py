@@ -1,6 +1,6 @@
 """Signs that a student's own texts collapse, and the alarms that they raise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -21,6 +21,7 @@ GAIN = 0.5
 MOST_OUTSIDE = 0.5
 """Share of sampled tokens that may be outside of the teacher's kept entries."""
 _LONG, _SHORT = 4, 2
+_COUNT = "count of "
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class SampleWatch:
         for name in names:
             self.state[f"row of {name}"] = self.state.get(f"row of {name}", 0) + 1
         self.state["alarmed"] = self.state.get("alarmed", 0) + 1 if alarms else 0
+        self._count(names)
         new = [
             one
             for one in alarms
@@ -208,6 +210,20 @@ class SampleWatch:
     def is_patience_exhausted(self) -> bool:
         """True if the last steps had alarms, as many in a row as the patience."""
         return self._patience is not None and self.state.get("alarmed", 0) >= self._patience
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Steps with each alarm, among the last steps in a row with any; the most frequent first."""
+        found = {key.removeprefix(_COUNT): int(n) for key, n in self.state.items() if key.startswith(_COUNT)}
+        return dict(sorted(found.items(), key=lambda count: (-count[1], count[0])))
+
+    def _count(self, names: Iterable[str]) -> None:
+        """Count a step's alarms; a step without one begins again."""
+        if not names:
+            for key in [key for key in self.state if key.startswith(_COUNT)]:
+                del self.state[key]
+        for name in names:
+            self.state[_COUNT + name] = self.state.get(_COUNT + name, 0) + 1
 
     def _collect(self, name: str, value: float | None) -> None:
         if value is not None:

@@ -12,6 +12,7 @@ from kdalign.data.passages import split_passages
 from kdalign.distillation import pipeline, served_source, teacher_source
 from kdalign.models.token_targets import TopTokens, top_tokens
 from kdalign.teachers.computed import ComputedTeacher
+from support.answering_server import answering_server
 from support.logprob_server import logprob_server
 from support.served_setting import losses, save_other_student, save_pair
 from support.tiny import one_line, sentences
@@ -294,6 +295,23 @@ def test_a_wrong_name_is_answered_with_the_nearest(kdalign, pair, serve):
         given = [word if word != "openai:tiny" else "openai:tinny" for word in words(pair, server)]
         status, _, err = kdalign(*given)
     assert (status, "it has no model 'tinny'; did you mean 'tiny'?" in err) == (2, True), err
+
+
+def test_a_url_without_its_path_is_named_as_the_cause(kdalign, pair):
+    with answering_server(lambda _: ("", "stop")) as server:
+        server.url = server.url.removesuffix("/v1")
+        status, _, err = kdalign(*words(pair, server))
+    assert (status, f"no OpenAI-compatible API at {server.url} " in err, "mostly with /v1" in err) == (2, True, True), (
+        err
+    )
+    assert "kdalign generate" not in err
+
+
+def test_a_local_copy_that_is_not_there_is_refused_by_a_dry_run(kdalign, pair, serve):
+    with serve() as server:
+        status, _, err = kdalign(*words(pair, server, "--check-teacher", "./nowhere", "--dry-run"))
+        assert not server.habits.asked
+    assert (status, "nowhere" in one_line(err)) == (2, True), err
 
 
 def test_a_dry_run_sends_nothing_and_says_what_would_be_asked(kdalign, tmp_path, pair, serve):

@@ -156,6 +156,7 @@ def test_a_student_of_other_end_tokens_is_refused_and_let_through_its_endless_te
     assert "no sample ends within its 40 tokens" in told
     assert "check that the student's end tokens are those of the data" in told
     assert "the student's own texts collapse: 5 on-policy steps in a row with an alarm" in err.splitlines()[-1]
+    assert "(on_policy.patience): endless 5" in err.splitlines()[-1]
     assert not (tmp_path / "run" / "record.json").exists()
 
 

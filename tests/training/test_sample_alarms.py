@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from kdalign.errors import RunError
 from kdalign.models.lm_head import LMHead
 from kdalign.models.token_targets import DenseTokens, TopTokens, label_log_probabilities, top_tokens
+from kdalign.observer import NullObserver
+from kdalign.training.on_policy import SampleReport
 from kdalign.training.sample_alarms import FIRST, IN_A_ROW, SampleWatch, TextMeasures, find_alarms, measure_texts
 
 HEALTHY = TextMeasures(length=20.0, ended=0.9, repeated=0.02, distinct=0.8, likelihood=-2.0)
@@ -87,6 +90,16 @@ def test_patience_counts_steps_in_a_row_with_any_alarm():
     assert not watched(steps, patience=4)[2].is_patience_exhausted
     assert not watched([*steps, HEALTHY], patience=3)[2].is_patience_exhausted
     assert not watched(steps)[2].is_patience_exhausted
+
+
+def test_the_alarms_of_the_steps_that_patience_counts_are_counted_by_name():
+    steps = [changed(repeated=0.9), HEALTHY, changed(ended=0.0), changed(repeated=0.9), changed(repeated=0.9)]
+    watch = watched(steps, patience=3)[2]
+    assert list(watch.counts.items()) == [("repeated", 2), ("endless", 1)]
+    with pytest.raises(
+        RunError, match=r"3 on-policy steps in a row .*: repeated 2, endless 1; at step 9 samples are loops"
+    ):
+        SampleReport({}, find_alarms(steps[-1], DATA, {}), [], 3, watch.counts).announce(NullObserver(), 9)
 
 
 def test_later_samples_are_compared_with_the_mean_of_the_first():

@@ -204,7 +204,7 @@ def generate(
         known = len(prepared.folder.read_answers())
         answers = _answer(prepared, observer)
         selection = _select(prepared, answers)
-        for note in _notes(selection, answers):
+        for note in _notes(selection, answers, prepared.train.task.pairs):
             observer.announce(note)
         _write(prepared, selection)
         record = _record(prepared, answers, selection)
@@ -265,14 +265,15 @@ def _select(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer]) ->
     return selection
 
 
-def _notes(selection: Selection, answers: Sequence[GeneratedAnswer]) -> list[str]:
+def _notes(selection: Selection, answers: Sequence[GeneratedAnswer], is_paired: bool) -> list[str]:
     """Say what the counts of dropped answers do not show."""
     notes = []
     if selection.unknown_ends:
         notes.append(f"the server does not say of {selection.unknown_ends:,} answers whether they ended: they are kept")
-    cut = sum(answer.cut for answer in answers)
+    cut, prompts = {answer.prompt for answer in answers if answer.cut}, {answer.prompt for answer in answers}
     if cut:
-        notes.append(f"{cut:,} of {len(answers):,} prompts were too long and lost a part")
+        fate = "each is answered without its end" if is_paired else "their answers are dropped"
+        notes.append(f"{len(cut):,} of {len(prompts):,} prompts are too long: {fate}")
     return notes
 
 

@@ -195,6 +195,7 @@ def test_conversations_that_do_not_fit_are_not_answered_in_part(kdalign, here):
     assert status == 0, err
     record = record_of(here / "out")
     assert (record["answers"]["dropped"]["prompt too long"], record["prompts"]["cut"]) == (1, 1)
+    assert "1 of 2 prompts are too long: their answers are dropped" in err
 
 
 def test_a_data_set_of_the_hub_is_written_with_all_its_splits(kdalign, here):
