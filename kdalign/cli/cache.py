@@ -128,6 +128,7 @@ def cache_info(folder: Folder, as_json: Json = False) -> None:
     "verify",
     epilog=examples(
         "kdalign cache verify kept/sst2",
+        "kdalign cache verify kept/sst2 --remove",
         "kdalign cache verify kept/sst2 --teacher ./bert --student layers=3 --task sst2 --data ./sst2",
     ),
 )
@@ -136,6 +137,9 @@ def cache_verify(
     folder: Folder,
     source: Annotated[RecipeSource, _ROWS],
     allow: AllowCode = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove damaged shards; the next build computes their rows again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check the checksum of every shard, and, with a teacher and its data, compute a few rows again."""
@@ -144,14 +148,17 @@ def cache_verify(
 
     cache = CacheFolder(folder)
     _ = cache.meta
-    damaged = cache.damaged()
-    if damaged:
-        names = ", ".join(file.name for file in damaged)
-        raise RunError(f"{len(damaged)} of {len(cache.files)} shards are damaged: {names}; remove them, and their rows "
-                       "are computed again")  # fmt: skip
+    shards = len(cache.files)
+    found = cache.remove_damaged() if remove else [file.name for file in cache.damaged()]
+    if found and not remove:
+        raise RunError(
+            f"{_damaged(found, shards)}; --remove removes them, and the next build computes their rows again"
+        )
+    if found:
+        error_console().print(f"{_damaged(found, shards)}: removed", markup=False, highlight=False)
     from kdalign.report.cache import checksums_line, verification_table
 
-    result: dict[str, Any] = {"shards": len(cache.files), "damaged": 0}
+    result: dict[str, Any] = {"shards": len(cache.files), "damaged": 0, "removed": len(found)}
     if not source.flags and source.file is None:
         show(json.dumps(result, indent=2) if as_json else checksums_line(len(cache.files)))
         return
@@ -159,10 +166,14 @@ def cache_verify(
     watcher = new_watcher()
     from kdalign.distillation.cache_commands import verify_rows
 
-    found = verify_rows(recipe, watcher)
-    show(json.dumps(result | asdict(found), indent=2) if as_json else verification_table(found, len(cache.files)))
-    if found.differs:
+    again = verify_rows(recipe, watcher)
+    show(json.dumps(result | asdict(again), indent=2) if as_json else verification_table(again, len(cache.files)))
+    if again.differs:
         raise RunError(f"{str(folder)!r} holds other numbers than the teacher computes: build it again (--overwrite)")
+
+
+def _damaged(names: list[str], shards: int) -> str:
+    return f"{len(names)} of {shards} shards {'is' if len(names) == 1 else 'are'} damaged: {', '.join(names)}"
 
 
 def _recipe(source: RecipeSource, flags: dict[str, Any]) -> "Recipe":

@@ -319,7 +319,7 @@ class Recipe(Section):
     def uncached(self) -> str | None:
         """Reason for which no cache can keep what this run's teacher says; None if one may."""
         if self.on_policy.share:
-            return "it trains on texts that the student writes, which no cache knows before"
+            return "it trains on texts that the student has yet to write, which a cache cannot hold"
         softened = self.objective.built.alpha and "temperature" in self.objective.moving
         if softened and any(output_kind(task) == "tokens" for task in self.data.task):
             return "its temperature changes during training, and a cache keeps tokens at fixed ones"

@@ -34,6 +34,7 @@ def cache_table(facts: Mapping[str, Any]) -> RenderableType:
         "read by the teacher": f"{facts['tokens']:,} tokens",
         "predictions": f"{facts['predictions']:,}" if facts["predictions"] else "",
         "size": f"{facts['bytes'] / 1e6:,.1f} MB, {facts['bytes_a_token']:.1f} bytes a token that the teacher read",
+        "checksums": f"not checked: `kdalign cache verify {facts['folder']}` does",
     }
     return _two_columns(facts["folder"], lines)
 

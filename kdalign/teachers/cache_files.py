@@ -178,14 +178,25 @@ class CacheFolder:
         """Facts that decide the numbers: teacher, tokenizer, precision, outputs and formats.
 
         Raises:
-            UsageError: the folder holds no cache.
+            UsageError: the folder holds no cache, or its description is missing or damaged.
         """
         if not self.is_cache:
+            if self.files:
+                raise self._undescribed("missing")
             raise UsageError(f"{str(self.path)!r} holds no teacher outputs: it has no {META}")
-        found = read_json(self.path / META)
+        try:
+            found = read_json(self.path / META)
+        except UsageError:
+            found = None
         if not isinstance(found, dict):
-            raise UsageError(f"{str(self.path / META)!r} is damaged: give another --cache, or build it again")
+            raise self._undescribed("damaged")
         return found
+
+    def _undescribed(self, state: str) -> UsageError:
+        return UsageError(
+            f"{str(self.path / META)!r} is {state}, and without it no shard can be read: remove the folder, and the "
+            "next run with --cache (or `kdalign cache build`) computes its rows again"
+        )
 
     @property
     def is_cache(self) -> bool:
@@ -221,6 +232,13 @@ class CacheFolder:
         """Return the shards whose bytes are not those that were written."""
         return [file for file in self.files if _checksum_of(file) != file.name[len(_BEGIN) : -len(_END)]]
 
+    def remove_damaged(self) -> list[str]:
+        """Remove the damaged shards, whose rows the next build computes again, and return their names."""
+        damaged = self.damaged()
+        for file in damaged:
+            file.unlink(missing_ok=True)
+        return [file.name for file in damaged]
+
     def check(self) -> None:
         """Refuse a cache with a damaged shard.
 
@@ -231,8 +249,8 @@ class CacheFolder:
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise UsageError(
-                f"{str(damaged[0])!r}{more}: damaged, its checksum is not that of its name; remove such files "
-                f"(`kdalign cache verify {self.path}` lists them), and their rows are computed again"
+                f"{str(damaged[0])!r}{more}: damaged, its checksum is not that of its name; "
+                f"`kdalign cache verify {self.path} --remove` removes such files, and their rows are computed again"
             )
 
 
@@ -254,24 +272,27 @@ class CacheIndex:
             UsageError: a shard cannot be read, or is of another cache.
         """
         digest = folder.digest
-        try:
-            self._shards = [_Shard(file) for file in folder.files]
-            other = [file.name for file, shard in zip(folder.files, self._shards, strict=True) if shard.cache != digest]
-            if other:
+        self._shards, of_shards, self.facts = list[_Shard](), list[np.ndarray[Any, Any]](), ShardFacts()
+        for file in folder.files:
+            try:
+                shard = _Shard(file)
+                written_for, keys, facts = shard.cache, shard.keys, shard.facts
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise UsageError(
-                    f"{other[0]} was not written for the cache {str(folder.path)!r} as its {META} describes it: move "
+                    f"the shard {str(file)!r} cannot be opened ({error}): `kdalign cache verify {folder.path} "
+                    "--remove` removes damaged shards, and their rows are computed again"
+                ) from None
+            if written_for != digest:
+                raise UsageError(
+                    f"{file.name} was not written for the cache {str(folder.path)!r} as its {META} describes it: move "
                     f"such files away, and their rows are computed again"
                 )
-            of_shards = [shard.keys for shard in self._shards]
-            self.facts = sum((shard.facts for shard in self._shards), ShardFacts())
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"a shard in {str(folder.path)!r} cannot be read ({error}): "
-                f"`kdalign cache verify {folder.path}` names it"
-            ) from None
-        keys = np.concatenate([np.empty(0, f"S{DIGEST}"), *of_shards])
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+            self._shards.append(shard)
+            of_shards.append(keys)
+            self.facts = self.facts + facts
+        every = np.concatenate([np.empty(0, f"S{DIGEST}"), *of_shards])
+        self._order = np.argsort(every, kind="stable")
+        self._keys = every[self._order]
         self._shard = np.repeat(np.arange(len(of_shards)), [len(each) for each in of_shards])[self._order]
         self._row = np.concatenate([np.empty(0, np.int64), *(np.arange(len(each)) for each in of_shards)])[self._order]
 

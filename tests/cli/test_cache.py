@@ -30,6 +30,7 @@ def test_a_cache_is_built_shown_verified_and_found_damaged(kdalign, words, tmp_p
     status, out, _ = kdalign("cache", "info", "kept")
     assert status == 0
     assert f"{built['bytes_a_token']:.1f} bytes a token that the teacher read" in out
+    assert "not checked: `kdalign cache verify kept` does" in out
     status, out, err = kdalign("cache", "verify", "kept", *words, "--json")
     assert status == 0, err
     found = json.loads(out)
@@ -39,7 +40,11 @@ def test_a_cache_is_built_shown_verified_and_found_damaged(kdalign, words, tmp_p
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     status, out, err = kdalign("cache", "verify", "kept")
     assert status == 1
-    assert f"1 of 1 shards are damaged: {shard.name}; remove them" in one_line(err)
+    assert f"1 of 1 shards is damaged: {shard.name}; --remove removes them" in one_line(err)
+    status, out, err = kdalign("cache", "verify", "kept", "--remove", "--json")
+    assert (status, json.loads(out)) == (0, {"shards": 0, "damaged": 0, "removed": 1}), err
+    assert f"{shard.name}: removed" in err.replace("\n", "")
+    assert not shard.exists()
 
 
 @pytest.mark.parametrize(

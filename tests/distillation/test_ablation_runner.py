@@ -48,7 +48,8 @@ def test_arms_that_cannot_use_the_cache_train_without_it_and_say_why(tmp_path):
         "arm 'alone' trains without the cache: --cache keeps a teacher's outputs, and there is no teacher",
         "arm 'moving' trains without the cache: its temperature changes during training, and a cache keeps tokens at "
         "fixed ones",
-        "arm 'own' trains without the cache: it trains on texts that the student writes, which no cache knows before",
+        "arm 'own' trains without the cache: it trains on texts that the student has yet to write, which a "
+        "cache cannot hold",
     ]
 
 

@@ -69,6 +69,32 @@ def test_a_damaged_shard_is_named_and_the_others_are_not(tmp_path):
         folder.check()
 
 
+def test_damaged_shards_are_removed_and_the_others_stay(tmp_path):
+    folder = CacheFolder(tmp_path)
+    folder.begin({"format": 1})
+    write(tmp_path, (10, 5))
+    (broken,) = folder.files
+    write(tmp_path, (40, 3))
+    (whole,) = {*folder.files} - {broken}
+    broken.write_bytes(broken.read_bytes()[:20])
+    with pytest.raises(UsageError, match=f"{broken.name}' cannot be opened .*verify .* --remove"):
+        CacheIndex(folder)
+    assert folder.remove_damaged() == [broken.name]
+    assert folder.files == [whole]
+    assert len(CacheIndex(folder)) == 3
+
+
+@pytest.mark.parametrize(("content", "state"), [(None, "missing"), ("{", "damaged"), ("[]", "damaged")])
+def test_shards_without_their_description_are_said_with_the_mend(tmp_path, content, state):
+    folder = CacheFolder(tmp_path)
+    folder.begin({"format": 1})
+    write(tmp_path, (10, 5))
+    file = tmp_path / "cache.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(UsageError, match=rf"cache\.json' is {state}, .*: remove the folder, and the next run"):
+        _ = folder.meta
+
+
 def test_what_a_killed_writer_left_is_no_shard_and_goes_away(tmp_path):
     folder = CacheFolder(tmp_path)
     folder.begin({"format": 1})
