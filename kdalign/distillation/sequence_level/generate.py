@@ -309,7 +309,10 @@ def _record(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], se
             "kept": len(selection.kept),
             "unknown_ends": selection.unknown_ends,
         },
-        "prompts": {"different": len(prepared.prompts), "cut": sum(answer.cut for answer in answers)},
+        "prompts": {
+            "different": len(prepared.prompts),
+            "cut": len({answer.prompt for answer in answers if answer.cut}),
+        },
         "tokens": {
             "prompts": sum(answer.prompt_tokens for answer in answers),
             "answers": sum(answer.new_tokens for answer in answers),

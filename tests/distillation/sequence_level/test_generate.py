@@ -191,10 +191,10 @@ def test_conversations_that_do_not_fit_are_not_answered_in_part(kdalign, here):
     for split, texts in (("train", [EN[0], " ".join(EN)]), ("validation", [EN[2]])):
         rows = [{"messages": said(("user", text), ("assistant", "old"))} for text in texts]
         (here / f"chats/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, _, err = kdalign(*words("chat", "chat", "chats"))
+    status, _, err = kdalign(*words("chat", "chat", "chats", "out", "--samples", 2))
     assert status == 0, err
     record = record_of(here / "out")
-    assert (record["answers"]["dropped"]["prompt too long"], record["prompts"]["cut"]) == (1, 1)
+    assert (record["answers"]["dropped"]["prompt too long"], record["prompts"]["cut"]) == (2, 1)
     assert "1 of 2 prompts are too long: their answers are dropped" in err
 
 
