@@ -174,7 +174,7 @@ class RequestQueue:
     def explain(self, error: BaseException, answered: int, total: int) -> BaseException:
         """Return the user's error for an error of the server or the budget; any other is returned unchanged."""
         kept = f"{answered} of {total} answers are kept in {self.cache.file}"
-        note = f"{kept}: run the same command again to resume" if answered else "no answer is kept"
+        note = f"{kept}: run the same command again to resume" if answered else "nothing was answered"
         match error:
             case OverBudget():
                 spent = self.budget.spent
@@ -186,7 +186,8 @@ class RequestQueue:
             case Unusable():
                 return RunError(f"the server at {self.server.url} gives an answer that cannot be used: {error}; {note}")
             case Unreachable():
-                return RunError(f"cannot reach the server at {self.server.url} ({error}); {note}; is it running?")
+                said = f"cannot reach the server at {self.server.url} ({error}): is it running?"
+                return RunError(f"{said} {note}" if answered else said)
             case NoAnswer():
                 return RunError(f"no answer from the server at {self.server.url} ({error}); {note}")
             case Refused():

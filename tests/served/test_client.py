@@ -290,7 +290,7 @@ def test_where_nothing_listens_the_line_says_which_url(tmp_path):
     url = f"http://127.0.0.1:{free_port()}/v1"
     with (
         ApiModel("openai:m", url, tmp_path, ServedSettings(retries=0)) as model,
-        pytest.raises(RunError, match=rf"cannot reach the server at {url} \(.*refused.*is it running"),
+        pytest.raises(RunError, match=rf"cannot reach the server at {url} \(.*refused\): is it running\?$"),
     ):
         model.complete(["a"], [1])
 
