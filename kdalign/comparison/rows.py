@@ -214,7 +214,8 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     agreed = {task: cell_of(agreement) for task, agreement in agreements.items() if agreement is not None}
     if len(agreed) == len(agreements):  # not without a teacher
         cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
-    if all(record.teacher is not None or record.first_scores.teacher for record in records):
+    served = all(record.served_teacher and record.first_scores.teacher for record in records)
+    if served or all(record.teacher is not None for record in records):
         cells["retained"] = _retained(entry.records)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:

@@ -528,12 +528,12 @@ def test_a_student_may_start_from_its_teacher_before_fine_tuning(kdalign, headle
     ("words", "said"),
     [
         (("--set", "init=random"), "a student that copies layers"),
-        (("--teacher", "{teacher}"), "a teacher that is fine-tuned first, not"),
+        (("{teacher}",), "a teacher that is fine-tuned first, not"),
     ],
 )
 def test_only_copies_of_a_teacher_that_is_fine_tuned_start_from_before(kdalign, headless, teacher, data, words, said):
-    words = [teacher if word == "{teacher}" else word for word in words]
-    status, _, err = kdalign(*quick(headless, data, "--set", "init_from=pretrained", *words))
+    chosen, words = (teacher, ()) if words == ("{teacher}",) else (headless, words)
+    status, _, err = kdalign(*quick(chosen, data, "--set", "init_from=pretrained", *words))
     assert status == 2
     assert said in one_line(err)
 

@@ -7,6 +7,7 @@ llama-cpp-python is asked where `KDALIGN_LLAMA_PYTHON` (or this Python) can impo
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -745,18 +746,27 @@ def evaluated(kdalign, *words):
     return {result["model"]: result for result in json.loads(out)}
 
 
-def test_a_served_model_writes_what_the_same_model_writes_here(kdalign, server, llama, texts):
+@pytest.fixture
+def endless(llama, tmp_path):
+    """The tiny Llama, with a token beyond its vocabulary as the end of its texts: like at the server, none ends."""
+    folder = shutil.copytree(llama, tmp_path / "endless")
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": 10_000}))
+    return folder
+
+
+def test_a_served_model_writes_what_the_same_model_writes_here(kdalign, server, llama, endless, texts):
     served = f"openai:{llama}"
     words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "ppl,bleu,cer"]
-    found = evaluated(kdalign, llama, served, *words)
-    assert list(found) == [str(llama), served, "copy", "unigram"]
-    ours, theirs = ({s["metric"]: s["value"] for s in found[name]["scores"]} for name in (str(llama), served))
+    found = evaluated(kdalign, endless, served, *words)
+    assert list(found) == [str(endless), served, "copy", "unigram"]
+    ours, theirs = ({s["metric"]: s["value"] for s in found[name]["scores"]} for name in (str(endless), served))
     assert list(theirs) == ["bleu", "cer"]
     assert {name: ours[name] for name in theirs} == theirs
     assert {one["metric"] for one in found[served]["absent"]} == {"ppl", "word_ppl"}
     assert "returns no log-probabilities of a prompt" in found[served]["absent"][0]["reason"]
     assert found[served]["served"]["way"] == "completions"
-    again = evaluated(kdalign, llama, served, *words)
+    again = evaluated(kdalign, endless, served, *words)
     assert again[served]["served"]["requests"] == 0
     assert again[served]["scores"] == found[served]["scores"]
 

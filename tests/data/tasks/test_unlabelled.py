@@ -235,8 +235,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_one_line(more, said, teacher, 
     more = [str(teacher) if word == "TEACHER" else word for word in more]
     words = (
         "distill",
-        "--teacher",
-        teacher,
+        *(() if "--teacher" in more else ("--teacher", teacher)),
         "--task",
         "sst2",
         "--data",
