@@ -78,6 +78,7 @@ def test_attention_to_layers_by_hand():
     torch.testing.assert_close(signals.shares[mixture_layer(first, "encoder")][row], by_hand, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_only(["bert", "gpt2", "t5"]))
 def test_the_learned_map_alone_falls_below_a_tenth_on_one_batch(kind):
     setting, batch = attended(kind)

@@ -126,6 +126,7 @@ def test_two_checkpoints_whose_vocabularies_are_numbered_otherwise_are_matched_w
     assert facts["shared_entries"] == len(tokens) - 2, "all but padding and unknown"
 
 
+@pytest.mark.slow
 def test_layers_of_models_with_two_tokenizers_are_compared_over_the_same_text(kdalign, words, language_teachers, texts):
     assert kdalign(*words("masked", "runs/a"))[0] == 0
     status, out, err = kdalign("map-layers", "--teacher", language_teachers["masked"], "--student", "runs/a",
@@ -135,6 +136,7 @@ def test_layers_of_models_with_two_tokenizers_are_compared_over_the_same_text(kd
     assert max(alike[0]) > 0.3
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_with_a_vocabulary_of_its_own_is_taught(kdalign, tmp_path):
     pairs = tmp_path / "pairs"
     pairs.mkdir()

@@ -445,8 +445,16 @@ def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
         assert {n: float(v) for n, v in first.parts.items()} == {n: float(v) for n, v in second.parts.items()}
 
 
+TERMS = ["alpha", "beta", "gamma", "delta", "embeddings", "relations"]
+QUICK = ["classes", "masked", "causal"]
+
+
 @pytest.mark.parametrize(
-    ("kind", "term"), each_once(KINDS, ["alpha", "beta", "gamma", "delta", "embeddings", "relations"])
+    ("kind", "term"),
+    [
+        *each_once(QUICK, TERMS),
+        *(pytest.param(kind, term, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK for term in TERMS),
+    ],
 )
 def test_across_tokenizers_each_term_alone_falls_below_a_tenth_on_one_batch(kind, term):
     weights = Weights(**{**dict.fromkeys(ALL.weights, 0.0), term: 1.0}, temperature=1.0)

@@ -109,6 +109,7 @@ def test_positions_at_which_a_server_returns_nothing_are_left_out(kdalign, tmp_p
 OWN_TEXTS = ("--on-policy", 0.5, "--set", "on_policy.max_new_tokens=8", "--set", "on_policy.divergence=reverse")
 
 
+@pytest.mark.slow
 def test_a_served_teacher_is_asked_about_the_students_own_texts_once(kdalign, tmp_path, pair, serve, monkeypatch):
     with serve(protocols=("prompt_logprobs",)) as server:
         for out in ("served", "again"):
@@ -140,6 +141,7 @@ def test_a_server_that_reads_prompts_as_text_does_not_read_the_students_own(kdal
     assert not (tmp_path / "served").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["chat", pytest.param("translation:source-target", marks=pytest.mark.slow)])
 def test_answers_are_learnt_from_a_server_as_from_the_same_teacher_here(
     kdalign, tmp_path, pair, serve, monkeypatch, task
@@ -182,6 +184,7 @@ def test_arms_and_seeds_share_what_was_asked(kdalign, tmp_path, pair, serve):
     assert "retained" in out
 
 
+@pytest.mark.slow
 def test_a_step_split_otherwise_and_a_run_killed_while_it_trains_give_the_same_losses(
     kdalign, stopped, tmp_path, pair, serve
 ):
@@ -199,6 +202,7 @@ def test_a_step_split_otherwise_and_a_run_killed_while_it_trains_give_the_same_l
     assert losses(tmp_path / "killed") == whole
 
 
+@pytest.mark.slow
 def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(kdalign, tmp_path, pair, serve):
     other = save_other_student(tmp_path / "other")
     with serve(numbers=False) as server:
@@ -239,6 +243,7 @@ def test_a_server_that_begins_each_text_itself_says_nothing_of_what_begins_in_th
     assert "more are left out, where the server says nothing or divides the text elsewhere" in err
 
 
+@pytest.mark.slow
 def test_a_stopped_reading_is_paid_for_once_and_gives_the_same_losses(kdalign, tmp_path, pair, serve, local):
     with serve(dies_after=20) as server:
         status, _, err = kdalign(*words(pair, server, "--set", "served.retries=0"))

@@ -87,6 +87,7 @@ def test_the_record_says_what_is_kept_and_counts_a_teacher_whose_weights_are_gon
     assert "cache" not in records["online"]["training"]
 
 
+@pytest.mark.slow
 def test_another_seed_and_batch_size_read_the_same_entries_and_add_what_is_missing(teacher, data, tmp_path):
     folder = tmp_path / "cache"
     named = {"cache.folder": str(folder)}
@@ -108,6 +109,7 @@ def test_another_seed_and_batch_size_read_the_same_entries_and_add_what_is_missi
     assert len(list(folder.glob("shard-*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_teacher_is_refused_before_anything_is_written(teacher, data, tmp_path):
     named = {"cache.folder": str(tmp_path / "cache")}
     run(teacher, data, tmp_path / "a", **named)

@@ -56,6 +56,7 @@ def test_a_causal_student_learns_answers_and_eval_gives_the_scores_of_its_record
     assert (status, "agreement" in out) == (0, True), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["chat", pytest.param("translation:en-de", marks=pytest.mark.slow)])
 def test_a_student_with_tokens_and_a_template_of_its_own_learns_answers_from_its_teacher(kdalign, tmp_path, task):
     for split in ("train", "validation"):

@@ -104,6 +104,7 @@ class Scaled:
 """
 
 
+@pytest.mark.slow
 def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(teacher, data, tmp_path, kdalign):
     """By 1,024, so that nothing is rounded otherwise."""
     (tmp_path / "own.py").write_text(TERM)

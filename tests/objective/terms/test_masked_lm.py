@@ -117,6 +117,7 @@ def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient_and_pad
     )
 
 
+@pytest.mark.slow
 def test_trained_alone_it_falls_below_a_tenth():
     setting, batch = Filling(weights=Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0)), collate(masked(), range(8))
     objective = replace(setting.objective, terms={"masked-lm": setting.objective.terms["masked-lm"]})
