@@ -126,6 +126,7 @@ def test_the_first_loss_is_lower_than_from_a_random_start(kind, side, start, sha
     assert float(fitted["cosine"]) < 0.9 * float(at_random["cosine"])
 
 
+@pytest.mark.slow
 def test_on_a_real_models_features_every_start_beats_chance(shared):
     import pandas as pd
     from transformers import AutoTokenizer

@@ -62,6 +62,7 @@ def words(teacher, data, texts, language_teachers):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_only(TASKS))
 def test_a_student_with_a_vocabulary_of_its_own_is_taught_and_all_is_said(kdalign, words, tmp_path, kind):
     status, out, err = kdalign(*words(kind, "runs/a"))
@@ -104,6 +105,7 @@ def test_the_scored_student_is_the_stock_model_with_its_own_tokenizer(kdalign, w
     assert record["scores"]["validation"]["student"][0]["value"] == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_whose_vocabularies_are_numbered_otherwise_are_matched_whole(
     kdalign, teacher, data, tmp_path, tmp_path_factory
 ):

@@ -117,6 +117,7 @@ def pooled(folder, texts):
     return torch.nn.functional.normalize(vectors, dim=1) if kinds[2:] == ["Normalize"] else vectors
 
 
+@pytest.mark.slow
 def test_an_embedding_student_says_how_it_pools_and_scores_as_its_record_says(tmp_path):
     teacher = save_model(tmp_path / "with-head", "bert")
     model = AutoModel.from_pretrained(teacher)

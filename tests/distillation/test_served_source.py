@@ -218,6 +218,7 @@ def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(
     assert 0 < facts["unmapped"] < facts["rest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("habits", "said"),
     [
@@ -235,6 +236,7 @@ def test_tokens_that_are_named_by_text_give_the_same_up_to_those_without_one(
     assert losses(tmp_path / "served") == pytest.approx(local, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_server_that_begins_each_text_itself_says_nothing_of_what_begins_in_the_middle(kdalign, pair, serve):
     with serve(takes_ids=False, start=1, hides_start=True) as server:
         status, _, err = kdalign(*words(pair, server))
@@ -257,6 +259,7 @@ def test_a_stopped_reading_is_paid_for_once_and_gives_the_same_losses(kdalign, t
         assert (status, "the server is not asked" in err, len(server.habits.asked)) == (0, True, first), err
 
 
+@pytest.mark.slow
 def test_a_spent_budget_says_what_is_kept_and_a_larger_one_goes_on(kdalign, pair, serve):
     with serve() as server:
         status, _, err = kdalign(*words(pair, server, "--max-requests", 12))
@@ -287,6 +290,7 @@ def test_what_a_server_does_otherwise_than_training_is_refused_before_anything_i
     assert not (tmp_path / "served").exists()
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_local_copy_are_compared(kdalign, tmp_path, pair, serve):
     with serve() as server:
         status, _, err = kdalign(*words(pair, server, "--check-teacher", pair / "teacher"))

@@ -243,6 +243,7 @@ def test_samples_are_what_transformers_generates_from_each_models_files(kdalign,
     assert log.count("sample: ") - 2 == len(looked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_a_student_of_adapters_is_exported_as_a_stock_checkpoint_of_its_family(kdalign, taught, texts, tmp_path):
     status, _, err = kdalign(*words(taught, texts, "runs/a", "--lora", 2))

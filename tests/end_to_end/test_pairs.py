@@ -19,6 +19,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [False, True])
 def test_a_causal_student_learns_answers_and_eval_gives_the_scores_of_its_record(kdalign, tmp_path, template):
     made, pairs = tokenizer("causal"), tmp_path / "pairs"

@@ -104,6 +104,7 @@ def test_keeping_a_map_changes_nothing_under_dropout_and_the_map_is_the_one_befo
     torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "way"), each_once(PAIRS, WAYS))
 def test_attention_of_other_heads_trains_and_falls(pair, way):
     weights, how, share = WAYS[way]

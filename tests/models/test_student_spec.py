@@ -55,6 +55,7 @@ def test_a_student_of_all_layers_and_all_sizes_answers_as_its_teacher_bit_for_bi
         assert torch.equal(student(input_ids=ids).logits, teacher(input_ids=ids).logits)
 
 
+@pytest.mark.slow
 def test_a_narrower_student_is_made_trained_and_exported_and_its_size_is_said(kdalign, teacher, data, tmp_path):
     status, _, err = kdalign(*words(teacher, data, "layers=2,width=16", "--out", "runs/a"))
     assert status == 0, err
@@ -97,6 +98,7 @@ def test_a_student_that_cannot_be_narrowed_so_is_one_line_and_nothing_is_written
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_weights_at_random_are_said_to_be(kdalign, teacher, data, tmp_path):
     status, _, err = kdalign(
         *words(teacher, data, "layers=2,width=16", "--set", "narrow_by=random", "--map", "cka", "--out", "runs/a")

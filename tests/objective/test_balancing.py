@@ -162,6 +162,7 @@ def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data
     assert all(norm > 0 for event in looked for norm in event["norms"].values())
 
 
+@pytest.mark.slow
 def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path, kdalign):
     code, _, said = kdalign(*command(teacher, data, tmp_path / "a", "--delta", "1e-6")[2:])
     assert code == 0, said

@@ -269,6 +269,7 @@ def test_compare_writes_the_page_and_the_pictures(kdalign, runs, tmp_path):
     assert re.search("<li>fail: joint: sst2/accuracy &gt;= 101", out, re.I)
 
 
+@pytest.mark.slow
 def test_the_page_is_made_without_torch(runs, tmp_path):
     code = (
         "import sys; sys.argv = ['kdalign', 'compare', sys.argv[1], '--format', 'html', '--out', sys.argv[2]]\n"

@@ -375,6 +375,7 @@ def test_the_code_in_a_card_runs_as_it_stands(made, pipeline, said, tmp_path, te
     assert re.fullmatch(said, capsys.readouterr().out.strip())
 
 
+@pytest.mark.slow
 def test_languages_are_those_that_a_translation_names(tmp_path, teacher):
     out = trained(tmp_path / "run", **language_model("t5")(tmp_path, teacher))
     assert read(out).data.language == ["en", "de"]

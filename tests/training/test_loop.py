@@ -41,6 +41,7 @@ def test_a_student_that_diverges_in_its_last_step_is_not_exported_and_not_scored
     assert not run.student.exists()
 
 
+@pytest.mark.slow
 def test_a_training_on_equal_labels_ends_with_a_score_that_is_undefined(kdalign, scorer, tmp_path):
     words = ("distill", "--teacher", scorer, "--student", "layers=2", "--task", "stsb")
     folder = stsb(tmp_path / "data", [2.5] * 8)

@@ -92,7 +92,9 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(length, 
 def test_a_run_that_collapses_stops_after_its_patience_and_keeps_earlier_checkpoints(tmp_path):
     setting = OnPolicySetting("t5", ends=(), share=1.0, patience=4, max_new_tokens=24)  # no sample ends, the data does
     observer = Announced()
-    with pytest.raises(RunError, match=r"collapse: 4 on-policy .*, at step 4 no sample ends within its 24 tokens"):
+    with pytest.raises(
+        RunError, match=r"collapse: 4 on-policy .*: endless 4; at step 4 no sample ends within its 24 tokens"
+    ):
         setting.train(tmp_path, observer, max_steps=20)
     told = [line for line in observer.lines if line.startswith("alarm")]
     assert [line.partition(":")[0] for line in told if "no sample ends" in line] == ["alarm at step 3"]

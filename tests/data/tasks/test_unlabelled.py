@@ -309,6 +309,7 @@ def test_a_run_says_what_it_learns_from_records_it_and_goes_on_where_it_stopped(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     from transformers import BertModel
 
