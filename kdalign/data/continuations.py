@@ -49,7 +49,7 @@ def continuation_of(encoded: TokenizedSplit, row: int, prompt_tokens: int) -> Co
 
 
 def _divide(ids: Tokens, targets: Tokens, text: range, least: int) -> Continuation:
-    """Divide a text of a row where its first token to predict is, after so many tokens at least."""
+    """Split a text of a row into a prompt, up to the first target after `least` tokens, and the targets from there."""
     first = next((place for place in text[least - 1 :] if targets[place] != IGNORED), None)
     if first is None:
         return Continuation(ids[text.start : text.stop], [], text.stop < len(ids))

@@ -2,7 +2,7 @@
 
 ::
 
-    ApiModel            one model at one URL (client)
+    ApiModel            one model at one URL (client, connection)
       complete          a greedy completion of each prompt
       answer            a completion of each prompt or conversation, greedy or sampled, with its end and its tokens
       choose            one of some labels for each prompt, constrained to them where the server can
@@ -16,14 +16,8 @@ request is answered from there. The first requests find out the server's dialect
 """
 
 from kdalign.served.budget import ServedSettings, Usage
-from kdalign.served.client import (
-    ApiModel,
-    Choices,
-    Completion,
-    TokenLogprob,
-    Unavailable,
-    is_served,
-)
+from kdalign.served.client import ApiModel, Choices, Completion, TokenLogprob, Unavailable
+from kdalign.served.connection import is_served
 from kdalign.served.protocol import Constraint, Dialect, Endpoint, Prompt, RequestSampling, label_in_answer
 from kdalign.served.transport import OPENAI_URL
 

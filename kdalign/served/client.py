@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import UsageError
 from kdalign.files import check_writable
 from kdalign.observer import ProgressCallback
-from kdalign.recipe.task_defaults import SERVED_PREFIX
-from kdalign.served.budget import ServedSettings, Usage, check_settings
+from kdalign.served.budget import ServedSettings
 from kdalign.served.cache import AnswerCache
+from kdalign.served.connection import Connection
 from kdalign.served.negotiation import Negotiator
 from kdalign.served.protocol import (
     GREEDY,
@@ -27,27 +26,9 @@ from kdalign.served.protocol import (
     read_text,
     request_body,
 )
-from kdalign.served.request_queue import Request, RequestQueue
-from kdalign.served.transport import Server
+from kdalign.served.request_queue import Request
 
-PREFIX = SERVED_PREFIX
 FILE = "served.jsonl"
-
-
-def is_served(name: str) -> bool:
-    """Return whether a model's name is ``openai:NAME``."""
-    return name.startswith(PREFIX)
-
-
-def served_name(name: str) -> str:
-    """Return a model's name at its server.
-
-    Raises:
-        UsageError: it is not ``openai:NAME``.
-    """
-    if not is_served(name) or name == PREFIX:
-        raise UsageError(f"model {name!r} is not one behind an API (accepted: openai:NAME)")
-    return name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,7 @@ class Unavailable:
     reason: str
 
 
-class ApiModel:
+class ApiModel(Connection):
     """A model behind an OpenAI-compatible API, opened at a URL.
 
     Opening it reads the answers in the folder; nothing is sent or written. Close it, or use it in ``with``.
@@ -145,25 +126,12 @@ class ApiModel:
             UsageError: OpenAI's package is not installed, or the name, URL, a setting, the folder or key is invalid.
         """
         settings = settings or ServedSettings()
-        check_settings(settings)
-        self.model = served_name(name)
         check_writable(folder)
-        self._server = Server(base_url, settings)
-        cache = AnswerCache(folder / FILE)
-        self._requests = RequestQueue(self.model, self._server, cache, settings)
+        self.file = folder / FILE
+        cache = AnswerCache(self.file)
+        super().__init__(name, base_url, cache, settings)
         self._dialects = Negotiator(self._requests, cache, settings.chat, settings.retries)
-        self.url, self.file = self._server.url, folder / FILE
         self.cut_empty = self.without_text = 0
-
-    def __enter__(self) -> "ApiModel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections; a request under way still keeps its answer."""
-        self._server.close()
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -176,11 +144,6 @@ class ApiModel:
         """Parameters that the server refused and ``complete`` leaves out, such as ``temperature``."""
         dialect = self._dialects.known("complete")
         return () if dialect is None else dialect.dropped
-
-    @property
-    def spent(self) -> Usage:
-        """Requests and tokens paid for since the model was opened."""
-        return self._requests.budget.spent
 
     @property
     def answered_by(self) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from kdalign.files import check_writable
 from kdalign.observer import ProgressCallback
-from kdalign.served.budget import ServedSettings, Usage, check_settings
-from kdalign.served.client import Unavailable, served_name
+from kdalign.served.budget import ServedSettings
+from kdalign.served.client import Unavailable
+from kdalign.served.connection import Connection, served_name
 from kdalign.served.logprob_store import LogprobStore
 from kdalign.served.negotiation import concerns_all
 from kdalign.served.protocol import Refused, Unusable, answer_key
-from kdalign.served.request_queue import Request, RequestQueue
+from kdalign.served.request_queue import Request
 from kdalign.served.top_logprobs import (
     FORMS,
     PromptForm,
@@ -26,7 +27,6 @@ from kdalign.served.top_logprobs import (
     read_prompt,
     refused_parameter,
 )
-from kdalign.served.transport import Server
 
 _PATH = "/completions"
 
@@ -38,7 +38,7 @@ def answers_file(folder: Path, name: str, url: str) -> Path:
     return folder / f"{model}-{digest}.sqlite"
 
 
-class PromptReader:
+class PromptReader(Connection):
     """A model at a URL that returns the likeliest tokens of a prompt's positions.
 
     Opening it sends and writes nothing. ``negotiate`` finds the form of request that the server answers, ``read_all``
@@ -64,34 +64,16 @@ class PromptReader:
         Raises:
             UsageError: OpenAI's package is not installed, or the name, URL, a setting, the folder or key is invalid.
         """
-        check_settings(settings)
-        self.model, self.top = served_name(name), top
         check_writable(file.parent)
-        self._server = Server(base_url, settings)
         self._store = LogprobStore(file)
-        self._requests = RequestQueue(self.model, self._server, self._store, settings)
-        self.url = self._server.url
+        super().__init__(name, base_url, self._store, settings)
+        self.top = top
         self.form: PromptForm | None = None
-
-    def __enter__(self) -> "PromptReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections; what is kept can still be read, and a later request opens new ones."""
-        self._server.close()
 
     @property
     def file(self) -> Path:
         """File of the answers."""
         return self._store.file
-
-    @property
-    def spent(self) -> Usage:
-        """Requests and tokens paid for since the model was opened."""
-        return self._requests.budget.spent
 
     @property
     def answered_by(self) -> tuple[str, ...]:

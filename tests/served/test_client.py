@@ -16,8 +16,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -28,6 +26,7 @@ from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, 
 from kdalign.served import OPENAI_URL, ApiModel, Dialect, ServedSettings, Unavailable, is_served, label_in_answer
 from kdalign.served.cache import AnswerCache
 from kdalign.served.protocol import Refused, answer_key, cut_at_stop, next_dialect, request_body
+from support.json_server import JsonHandler, json_server
 from support.tiny import WORDS, sentences
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
@@ -438,31 +437,17 @@ RELEASED = threading.Event()
 """What a server waits for before it answers a prompt that says hang."""
 
 
-class OpenAIRules(BaseHTTPRequestHandler):
+class OpenAIRules(JsonHandler):
     """Two models: one that only chats and takes no max_tokens, temperature or seed; one that only completes."""
 
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, body):
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        with suppress(ConnectionError):  # whoever asked has gone
-            self.wfile.write(text)
-
     def refuse(self, status, message, param=None, code=None):
-        self.answer(status, {"error": {"message": message, "param": param, "code": code}})
+        self.send_json(status, {"error": {"message": message, "param": param, "code": code}})
 
     def do_GET(self):
-        self.answer(200, {"data": [{"id": "gpt-chat"}, {"id": "gpt-old"}]})
+        self.send_json(200, {"data": [{"id": "gpt-chat"}, {"id": "gpt-old"}]})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read_json()
         self.server.asked.append((self.path, body))
         chat = self.path == "/v1/chat/completions"
         key = self.headers["Authorization"].removeprefix("Bearer ")
@@ -496,21 +481,14 @@ class OpenAIRules(BaseHTTPRequestHandler):
                 text = json.dumps({"answer": schema["properties"]["answer"]["enum"][-1]})
             choice = {"message": {"content": text}} if chat else {"text": text}
             usage = {"prompt_tokens": 5, "completion_tokens": 3}
-            self.answer(200, {"model": f"{body['model']}-2025", "choices": [choice], "usage": usage})
+            self.send_json(200, {"model": f"{body['model']}-2025", "choices": [choice], "usage": usage})
 
 
 @pytest.fixture
 def openai_rules(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), OpenAIRules)
-    server.daemon_threads, server.block_on_close, server.asked = True, False, []
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with json_server(OpenAIRules, asked=[]) as server:
+        yield server
 
 
 def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, tmp_path):

@@ -1,12 +1,11 @@
 """A server of the OpenAI-compatible protocol that returns log-probabilities of prompts, with Transformers inside."""
 
-import json
 import threading
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
+
+from support.json_server import JsonHandler, json_server
 
 
 @dataclass
@@ -43,31 +42,26 @@ class Habits:
     asked: list[dict] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(JsonHandler):
     def do_GET(self):
-        self._send(200, {"data": [{"id": "tiny", "max_model_len": self.server.habits.context}]})
+        self.send_json(200, {"data": [{"id": "tiny", "max_model_len": self.server.habits.context}]})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read_json()
         habits = self.server.habits
         with self.server.lock:
             habits.asked.append(body)
             gone = habits.dies_after is not None and len(habits.asked) > habits.dies_after
             if gone:
-                self._send(503, {"error": {"message": "overloaded"}})
+                self.send_json(503, {"error": {"message": "overloaded"}})
             elif body["model"] != "tiny":
-                self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+                self.send_json(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
             elif not self.path.endswith("/v1/completions"):
-                self._send(404, {"error": {"message": "Not Found"}})
+                self.send_json(404, {"error": {"message": "Not Found"}})
             elif isinstance(body["prompt"], list) and not habits.takes_ids:
-                self._send(422, {"detail": [{"loc": ["body", "prompt"], "msg": "Input should be a valid string"}]})
+                self.send_json(422, {"detail": [{"loc": ["body", "prompt"], "msg": "Input should be a valid string"}]})
             else:
-                self._send(200, self._answer(body))
+                self.send_json(200, self._answer(body))
 
     def _answer(self, body):
         habits, tokenizer = self.server.habits, self.server.tokenizer
@@ -121,29 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return told
 
-    def _send(self, status, tree):
-        text = json.dumps(tree).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        with suppress(ConnectionError):  # whoever asked has gone
-            self.wfile.write(text)
 
-
-@contextmanager
 def logprob_server(model, tokenizer, **habits):
     """Serve a causal model under the name ``tiny``; yields the server, with its ``url`` and ``habits``."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads, server.block_on_close = True, False
-    server.model, server.tokenizer, server.habits = model.eval(), tokenizer, Habits(**habits)
-    server.lock = threading.Lock()
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return json_server(
+        _Handler, model=model.eval(), tokenizer=tokenizer, habits=Habits(**habits), lock=threading.Lock()
+    )
