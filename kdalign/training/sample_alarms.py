@@ -1,7 +1,7 @@
 """Signs that a student's own texts collapse, and the alarms that they raise."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 FIRST = 5
@@ -187,7 +187,7 @@ class SampleWatch:
             self._collect("data likelihood", data.likelihood)
             self.state["steps"] = seen + 1
         known = self._mean("data likelihood") if "data likelihood" in self.state else None
-        alarms = find_alarms(now, _with_likelihood(data, known), first)
+        alarms = find_alarms(now, replace(data, likelihood=known), first)
         names = {alarm.name for alarm in alarms}
         for key in [
             key for key in self.state if key.startswith("row of ") and key.removeprefix("row of ") not in names
@@ -232,7 +232,3 @@ class SampleWatch:
 
     def _mean(self, name: str) -> float:
         return self.state[name] / self.state[f"n {name}"]
-
-
-def _with_likelihood(data: TextMeasures, likelihood: float | None) -> TextMeasures:
-    return TextMeasures(data.length, data.ended, data.repeated, data.distinct, likelihood)
