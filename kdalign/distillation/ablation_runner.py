@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 """Longest time between two reports of progress."""
-LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student", "origins")
+LEARNT = ("train", "unlabelled", "augmenting", "generation", "teacher", "student", "origins")
 """A run's inputs other than the splits that it is scored on; a later teacher has its number after the word."""
 
 

@@ -221,11 +221,18 @@ def _budget(train: "TrainSettings", examples: int) -> str:
     step = f"{train.batch_size} examples" if train.batch_tokens is None else f"about {train.batch_tokens:,} tokens"
     if train.max_steps is not None:
         return f"{train.max_steps:,} steps of {step}"
-    if train.max_tokens is not None:
-        return f"{train.max_tokens:,} tokens, {step} a step"
-    return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
+    of = f" of {examples:,} examples" if train.max_tokens is None else ""
+    return f"{_length(train)}{of}, {step} a step"
 
 
 def _schedule(train: "TrainSettings") -> str:
-    length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
-    return f"{length}, batch {train.batch_size}"
+    batch = train.batch_size if train.batch_tokens is None else f"of about {train.batch_tokens:,} tokens"
+    return f"{_length(train)}, batch {batch}"
+
+
+def _length(train: "TrainSettings") -> str:
+    if train.max_steps is not None:
+        return f"{train.max_steps:,} step{'s' * (train.max_steps != 1)}"
+    if train.max_tokens is not None:
+        return f"{train.max_tokens:,} tokens"
+    return f"{train.epochs:g} epoch{'s' * (train.epochs != 1)}"

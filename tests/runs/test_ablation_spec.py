@@ -293,9 +293,14 @@ def test_what_is_wrong_with_an_arm_is_said_before_anything_is_written(kdalign, t
 
 
 def test_a_dry_run_lists_arms_and_writes_nothing(kdalign, teacher, data, tmp_path):
-    status, out, _ = kdalign(*arguments(teacher, data, "--seeds", "5", "--dry-run"))
+    words = arguments(teacher, data, "--seeds", "5", "--dry-run")
+    at = words.index("--max-steps")
+    words[at : at + 2] = ["--max-tokens", "5000"]
+    status, out, _ = kdalign(*words)
     assert status == 0
-    assert "20 runs: 4 arms, 5 seeds (0 1 2 3 4), sst2" in " ".join(out.split())
+    told = " ".join(out.split())
+    assert "20 runs: 4 arms, 5 seeds (0 1 2 3 4), sst2" in told
+    assert "5,000 tokens, batch 16" in told
     assert "align_first 0.5" in out
     assert not list(tmp_path.iterdir())
 

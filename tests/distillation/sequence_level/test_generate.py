@@ -108,7 +108,7 @@ def test_train_has_the_answers_that_evaluation_would_generate_and_the_other_spli
     assert not (here / "out/.lock").exists()
 
 
-def test_distill_reads_the_folder_and_its_run_names_the_generation(kdalign, here):
+def test_distill_and_ablate_read_the_folder_and_a_run_names_the_generation(kdalign, here):
     assert kdalign(*words())[0] == 0
     from kdalign.distillation.pipeline import prepare_all
 
@@ -118,6 +118,11 @@ def test_distill_reads_the_folder_and_its_run_names_the_generation(kdalign, here
     assert len(run.splits.train) == record_of(here / "out")["answers"]["kept"]
     [other] = prepare_all(build_recipe(flags={**flags, "data.folder": "pairs"}))
     assert "generation" not in other.inputs
+    arms = "arms: {references: {from: labels}, answers: {from: labels, data.folder: out}}\n"
+    (here / "arms.yaml").write_text(arms)
+    given = ("--teacher", "t", "--student", "layers=1", "--task", "translation:en-de", "--data", "pairs", "--max-length", 48)
+    status, _, err = kdalign("ablate", "--recipe", "arms.yaml", *given, "--max-steps", 2, "--out", "a", "--dry-run")
+    assert status == 0, err
 
 
 def test_conversations_get_another_last_answer_and_keep_all_before_it(kdalign, here):
