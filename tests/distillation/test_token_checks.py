@@ -20,8 +20,9 @@ def template(end):
 
 def save_language_model(folder, kind="gpt2", pieces=None, chat_template=None, entries=None, seed=0):
     """A tiny language model with its tokenizer, and rows beyond its tokens if asked."""
-    spec = parse_scratch_spec(f"new:{kind},layers=2,width=32,heads=4,feed_forward=64,positions=96")
-    family = "seq2seq" if kind in ("t5", "bart", "marian") else "causal"
+    positions = "" if kind == "xlnet" else ",positions=96"
+    spec = parse_scratch_spec(f"new:{kind},layers=2,width=32,heads=4,feed_forward=64{positions}")
+    family = {"t5": "seq2seq", "bart": "seq2seq", "marian": "seq2seq", "xlnet": "permutation"}.get(kind, "causal")
     pieces = pieces or train_tokenizer(sentences(200, 0)[0], 300, family, 96)
     pieces.chat_template = chat_template
     model = build_from_scratch(scratch_config(spec, pieces), seed)
@@ -75,6 +76,14 @@ def test_a_chat_whose_answers_are_all_cut_is_refused_before_weights_load(kdalign
     assert "all 3 rows are cut at 48 tokens, raise --max-length" in line
     assert "--allow no-end" in line
     assert checks(kdalign, *command(teacher, "chat", data, "--allow", "no-end"))["no-end"]["allowed"]
+
+
+def test_a_permutation_model_is_asked_for_no_end(kdalign, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / f"data/{split}.txt").write_text("\n".join(sentences(20, 0)[0]))
+    found = checks(kdalign, *command(save_language_model(tmp_path / "t", "xlnet"), "lm", tmp_path / "data"))
+    assert "no-end" not in found
 
 
 def test_a_chat_with_its_end_token_is_let_through(kdalign, tmp_path):
