@@ -7,17 +7,22 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kdalign.data.tables import read_table
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, metrics_named
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
+from kdalign.metrics.text import TEXT_METRICS, count_texts
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
 from kdalign.runs.record import RunRecord, read_record
+from kdalign.runs.seal import digest_of
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class ArmRun:
     Attributes:
         folder: the run folder, which keeps the predictions.
         archived: predictions by split and column, if an ablation's archive keeps them instead.
+        evaluated: scores that evaluations add, by metric, each with its evaluation.
     """
 
     record: RunRecord
     folder: RunFolder
     archived: Mapping[str, Mapping[str, Array]] | None = field(default=None, compare=False)
+    evaluated: Mapping[str, tuple[Score, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "ArmRun":
@@ -156,3 +163,43 @@ def _token_agreement(run: ArmRun) -> SystemOutputs:
         return shares
 
     return SufficientStats(np.column_stack([same, tokens]).astype(float), value, tokens)
+
+
+def text_outputs(run: ArmRun, metric: str) -> SystemOutputs:
+    """A run's evaluated texts as outputs of a metric, counted again from the file of texts.
+
+    Raises:
+        UndefinedDifference: the metric is a user's own or one of a whole corpus, or the file is not there.
+        UsageError: the file holds no texts, or its texts give another score than the evaluation names.
+    """
+    score, result = run.evaluated[metric]
+    if metric not in TEXT_METRICS:
+        raise UndefinedDifference(f"{metric} of run {run.name!r} cannot be computed from its texts here")
+    file = Path(result.get("texts") or "")
+    if not file.is_file():
+        raise UndefinedDifference(f"{metric} of run {run.name!r} needs its texts, and {str(file)!r} is not there")
+    predictions, references = _read_texts(file)
+    counts = count_texts(metric, predictions, references, result.get("language", ""))
+    if not counts.resampled:
+        raise UndefinedDifference(f"{metric} is of a whole corpus, which is not resampled")
+    found = counts.value(counts.rows.sum(axis=0))
+    if score.value is None or not math.isclose(found, score.value, rel_tol=1e-6, abs_tol=1e-9):
+        raise UsageError(f"the texts in {str(file)!r} have {metric} {found:.6g}, and their evaluation {score.value}")
+
+    def value(sums: Array) -> Array:
+        return np.array([counts.value(row) for row in sums])
+
+    examples = np.array([digest_of("\0".join(known)) for known in references])
+    return SufficientStats(counts.rows, value, examples)
+
+
+def _read_texts(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Predictions and references of a file of generated texts."""
+    table = read_table(file)
+    try:
+        predictions, references = list(table["prediction"]), [list(known) for known in table["references"]]
+    except (KeyError, TypeError):
+        raise UsageError(f"{str(file)!r} holds no generated texts with their references") from None
+    if not all(isinstance(text, str) for text in (*predictions, *(one for known in references for one in known))):
+        raise UsageError(f"{str(file)!r} holds a prediction or reference that is no text")
+    return predictions, references

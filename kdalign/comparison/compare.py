@@ -16,6 +16,7 @@ from kdalign.comparison.comparability import (
     have_different_teachers,
     scored_splits,
 )
+from kdalign.comparison.evaluated_runs import differently_scored, join_evaluations
 from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
@@ -110,11 +111,12 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
         UsageError: an unknown column or row, a reference file that cannot be read, or filters that leave no row.
     """
     conditions, targets, published = options.conditions(), options.targets(), options.published()
-    groups = _group_seeds(sources.entries)
-    entries, results = [entry for group in groups for entry in group], sources.evaluations
+    runs, results = join_evaluations(sources.entries, sources.evaluations)
+    groups = _group_seeds(runs)
+    entries = [entry for group in groups for entry in group]
     means = tasks_with_means(entries)
     steps = [column for target in targets for column in target.columns(entries)]
-    columns = [*build_columns(entries, results, means), *steps]
+    columns = [*build_columns(entries, sources.evaluations, means), *steps]
 
     students = [student_row(group, means, targets) for group in groups]
     tests = _test(students, groups, options.against)
@@ -178,7 +180,7 @@ def _has_any(row: Row, columns: Sequence[Column]) -> bool:
 
 def _unranked(entries: Sequence[RunGroup]) -> set[str]:
     """Tasks and columns without a best row: data, versions, tokens, teachers or tasks differ from row to row."""
-    tokens = set(find_incomparable(entries))
+    tokens = set(find_incomparable(entries)) | differently_scored(entries)
     mixed = {task for task, protocols in find_protocols(entries).items() if len(protocols) > 1}
     if mixed or have_different_tasks(entries):
         return mixed | tokens | set(SHARED)

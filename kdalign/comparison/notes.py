@@ -40,10 +40,11 @@ class NotedTable:
         """The students and teachers of all runs."""
         return [model for record in self.records for model in (record.student, record.teacher) if model is not None]
 
-    @property
+    @cached_property
     def scored(self) -> list[dict[str, Any]]:
-        """The evaluations that have scores."""
-        return [result for result in self.evaluations if result["scores"]]
+        """The evaluations that have scores, those of runs first."""
+        of_runs = (result for entry in self.entries for several in entry.evaluated.values() for result in several)
+        return [result for result in (*of_runs, *self.evaluations) if result["scores"]]
 
     def shows(self, key: str) -> bool:
         """True if the table has a column of this key."""
@@ -79,7 +80,7 @@ def _score_conventions(table: NotedTable) -> list[str]:
         for task, record in entry.records.items()
     ]
     scored += [
-        (Path(result["model"]).name, result["task"], tuple(evaluation_scores(result))) for result in table.evaluations
+        (Path(result["model"]).name, result["task"], tuple(evaluation_scores(result))) for result in table.scored
     ]
     rows: dict[str, dict[str, None]] = {}
     rows_with: dict[tuple[str, str], dict[str, None]] = {}
@@ -149,15 +150,27 @@ def _signatures_of_split(data: str, task: str, results: Sequence[dict[str, Any]]
 
 def _evaluation_remarks(table: NotedTable) -> list[str]:
     """Notes of evaluations themselves, truncated examples, and marked scores."""
-    notes: dict[str, None] = {}
+    notes = dict.fromkeys(_notes_of_models(table.scored))
     for result in table.scored:
-        notes |= dict.fromkeys(result.get("notes", ()))
         if result.get("truncated"):
             notes[
                 f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were truncated"
             ] = None
         notes |= {mark_note(score["mark"]): None for score in result["scores"] if score.get("mark")}
     return list(notes)
+
+
+def _notes_of_models(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Notes of evaluations; what is said of several models alike is said once."""
+    models: dict[str, dict[str, None]] = {}
+    for result in results:
+        for note in result.get("notes", ()):
+            text = note.removeprefix(result["model"])
+            models.setdefault(text, {}).update({} if text == note else {result["model"]: None})
+    return [
+        f"{list_names(list(names))}{text.replace(' writes: ', ' write: ', 1) if len(names) > 1 else text}"
+        for text, names in models.items()
+    ]
 
 
 def mark_note(mark: str) -> str:
@@ -167,9 +180,9 @@ def mark_note(mark: str) -> str:
 
 def _evaluations(table: NotedTable) -> list[str]:
     notes = list(dict.fromkeys([*_evaluation_protocols(table), *_evaluation_remarks(table)]))
-    if notes:
+    if any(result["scores"] for result in table.evaluations):
         notes.append("evaluations are never marked best")
-    if any(result.get("trained_tokens") for result in table.scored):
+    if any(result.get("trained_tokens") and result["scores"] for result in table.evaluations):
         notes.append(
             "trained: tokens that the model's own run was trained on, without those of the model that it started from"
         )

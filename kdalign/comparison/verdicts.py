@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.comparison.arm_run import ArmRun, agreement_outputs, metric_outputs
+from kdalign.comparison.arm_run import ArmRun, agreement_outputs, metric_outputs, text_outputs
 from kdalign.comparison.comparability import scored_split
 from kdalign.comparison.table import metric_key
 from kdalign.errors import UsageError, unknown
@@ -283,6 +283,7 @@ def _task_outputs(task: str, pairs: Pairs, with_mean: bool, notes: dict[str, Non
     if with_mean and len(scores) > 1:
         outputs.append(_one_number(task, pairs))
     outputs.append(_agreement(task, pairs, notes))
+    outputs += [_evaluated_outputs(task, metric, pairs, notes) for metric in pairs[0][0].evaluated]
     return [found for found in outputs if found is not None]
 
 
@@ -305,6 +306,26 @@ def _metric_outputs(task: str, place: int, pairs: Pairs, notes: dict[str, None])
         return None
     question = _Question(metric_key(task, metric), task, metric, score.unit, primary=place == 0)
     return _Outputs(question, ours, theirs, score.higher_is_better)
+
+
+def _evaluated_outputs(task: str, metric: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | None:
+    """The outputs of a metric of evaluated texts; None, with a note, if a run's are not there or not comparable."""
+    key, runs = metric_key(task, metric), [run for pair in pairs for run in pair]
+    if not all(metric in run.evaluated for run in runs):
+        notes[f"{key}: not all runs have it, no verdict"] = None
+        return None
+    scores = [run.evaluated[metric][0] for run in runs]
+    reason = _undefined(scores)
+    if reason or len({score.signature for score in scores}) > 1:
+        why = f"undefined for a run ({reason})" if reason else "computed in different ways"
+        notes[f"{key}: {why}, no verdict"] = None
+        return None
+    try:
+        ours, theirs = ([text_outputs(run, metric) for run in side] for side in zip(*pairs, strict=True))
+    except UndefinedDifference as error:
+        notes[f"{error}, no verdict"] = None
+        return None
+    return _Outputs(_Question(key, task, metric, scores[0].unit), ours, theirs, scores[0].higher_is_better)
 
 
 def _undefined(scores: Iterable[Score]) -> str:

@@ -239,6 +239,8 @@ def empty_result(name: str, job: EvalJob, kind: str = "model") -> EvaluationResu
         truncated=0,
         scores=(),
         kind=kind,
+        examples=examples.fingerprint(),
+        language=job.language,
         notes=tuple(note for count, note in ((examples.passed_over, wordless), (examples.blank, blank)) if count),
     )
 

@@ -218,10 +218,12 @@ class LocalTarget:
         weights = torch.float32 if self.family == "permutation" else dtype
         model = self._load().to(device, weights)
         tokenizer = load_tokenizer(self.checkpoint)
+        record = None if self.run is None else read_record(self.run.path)
         result = replace(
             result,
             parameters=count_parameters(model),
-            trained_tokens=None if self.run is None else int(read_record(self.run.path).training["tokens"]),
+            trained_tokens=None if record is None else int(record.training["tokens"]),
+            run="" if record is None else record.identity,
             notes=(*result.notes, *self._notes(tokenizer, metrics)),
         )
         loaded = _Loaded(model, tokenizer, output, observer)

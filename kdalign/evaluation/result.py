@@ -43,6 +43,9 @@ class EvaluationResult:
         trained_tokens: number of tokens that a run trained the model on; None for other models.
         notes: notes for the reader of the scores.
         served: a served model's endpoint, requests and tokens.
+        run: identity of the run whose student was scored; empty for other models.
+        examples: fingerprint of the examples.
+        language: language of the texts; empty if none is named.
     """
 
     model: str
@@ -62,6 +65,9 @@ class EvaluationResult:
     trained_tokens: int | None = None
     notes: tuple[str, ...] = ()
     served: dict[str, Any] | None = None
+    run: str = ""
+    examples: str = ""
+    language: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

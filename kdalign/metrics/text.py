@@ -123,7 +123,7 @@ def score_texts(
     _check(predictions, references)
     language = language_code(language) if language else ""
     check_words(names, language)
-    composed = map_texts(partial(unicodedata.normalize, "NFC"), predictions, references)
+    composed = _in_nfc(predictions, references)
     same = composed[0] == list(predictions) and composed[1] == [list(known) for known in references]
     scores: list[Score] = []
     each: dict[str, Array] = {}
@@ -172,11 +172,29 @@ def score_each(name: str, predictions: Sequence[str], references: References, la
     """
     if not predictions:
         return np.zeros(0)
-    texts, known = map_texts(partial(unicodedata.normalize, "NFC"), predictions, references)
+    texts, known = _in_nfc(predictions, references)
     if name == "bleu":
         return np.array(sentence_bleu(texts, known, language))
     counts = TEXT_METRICS[name].count(texts, known, language)
     return np.array([counts.value(row) for row in counts.rows])
+
+
+def count_texts(name: str, predictions: Sequence[str], references: References, language: str = "") -> Counts:
+    """Count what a shipped metric is computed from, as ``score_texts`` does, example by example.
+
+    Args:
+        name: one of ``TEXT_METRICS``.
+        predictions: one text an example.
+        references: one or more texts an example.
+        language: code of the texts' language, as in ``score_texts``.
+
+    Raises:
+        UsageError: as ``score_texts``.
+    """
+    _check(predictions, references)
+    language = language_code(language) if language else ""
+    check_words((name,), language)
+    return TEXT_METRICS[name].count(*_in_nfc(predictions, references), language)
 
 
 def check_words(names: Sequence[str], language: str) -> None:
@@ -187,6 +205,11 @@ def check_words(names: Sequence[str], language: str) -> None:
     """
     if "bleu" in names:
         bleu_of(language)
+
+
+def _in_nfc(predictions: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
+    """Compose letters and their accents (Unicode's form NFC)."""
+    return map_texts(partial(unicodedata.normalize, "NFC"), predictions, references)
 
 
 def _check(predictions: Sequence[str], references: References) -> None:

@@ -27,6 +27,7 @@ class RunGroup:
         answers: predictions by task, split and column, if an ablation's archive has them.
         watched: evaluations during training, by task, if an ablation's archive has them.
         ablation: folder of the ablation that it is an arm of.
+        evaluated: evaluations of the student on the run's own examples, by task.
     """
 
     name: str
@@ -36,6 +37,7 @@ class RunGroup:
     answers: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
     watched: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
     ablation: Path | None = None
+    evaluated: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:
@@ -320,7 +322,7 @@ def check_replaced(out: Path) -> None:
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
-    """Read the results in a file that ``kdalign eval`` wrote.
+    """Read the results in a file that ``kdalign eval`` wrote; their texts are in a folder beside it.
 
     Raises:
         UsageError: the file is something else.
@@ -332,6 +334,9 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
     check_results(tree["results"], repr(str(path)))
     results: list[dict[str, Any]] = tree["results"]
+    for result in results:
+        if result.get("texts"):
+            result["texts"] = str(path.with_suffix("") / Path(result["texts"]).name)
     return results
 
 

@@ -20,6 +20,7 @@ from kdalign.files import read_json
 from kdalign.metrics.classification import Score
 from kdalign.recipe import Recipe, validate_recipe
 from kdalign.runs.record_schema import check_record
+from kdalign.runs.seal import seal_of
 
 T = TypeVar("T")
 
@@ -163,6 +164,11 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     teachers: list[ModelRecord] = field(default_factory=list)
     seal: str = field(default="", compare=False)
+
+    @property
+    def identity(self) -> str:
+        """A hash that tells runs apart, the same in a run's folder and in an ablation's archive."""
+        return seal_of({"created": self.created, "recipe": self.recipe, "scores": self.scores})[:16]
 
     @property
     def split(self) -> str:

@@ -239,6 +239,9 @@ class _Result(_Shape):
     trained_tokens: Count | None = None
     notes: list[Text] = []
     served: dict[Text, Any] | None = None
+    run: Text = ""
+    examples: Text = ""
+    language: Text = ""
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:

@@ -207,16 +207,31 @@ def test_a_teacher_made_from_nothing_teaches_and_the_record_says_how_each_number
 
 
 def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, taught, texts, tmp_path):
-    kdalign(*words(taught, texts, "runs/a"))
+    status, _, err = kdalign(*words(taught, texts, "runs/a"))
+    assert status == 0, err
     status, _, err = kdalign("eval", "runs/a", "runs/a/student", "--task", "lm", "--data", texts, "--max-length", 32,
                              "--out", "scores.json")  # fmt: skip
     assert status == 0, err
     of_run, of_folder = json.loads((tmp_path / "scores.json").read_text())["results"]
     record = json.loads((tmp_path / "runs/a/record.json").read_text())
-    expected = record["scores"]["validation"]["student"][0]["value"]
-    assert of_run["scores"][0]["value"] == pytest.approx(expected, rel=1e-6)
-    assert of_folder["scores"][0]["value"] == pytest.approx(expected, rel=1e-6)
+    first = record["scores"]["validation"]["student"][0]
+    assert of_run["scores"][0]["value"] == pytest.approx(first["value"], rel=1e-6)
+    assert of_folder["scores"][0]["value"] == pytest.approx(first["value"], rel=1e-6)
     assert [score["metric"] for score in of_run["scores"]][-1] == "agreement"
+    # Its texts are scored in a column of the run's own row, beside what it was scored by when it was made.
+    status, _, err = kdalign("eval", "runs/a", "--metrics", "ppl,chrf", "--limit", 3, "--out", "few.json")
+    assert status == 0, err
+    status, _, err = kdalign("eval", "runs/a", "--metrics", "ppl,chrf", "--new-tokens", 4, "--out", "texts.json")
+    assert status == 0, err
+    scores = json.loads((tmp_path / "texts.json").read_text())["results"][0]["scores"]
+    [chrf] = [score["value"] for score in scores if score["metric"] == "chrf"]
+    status, out, err = kdalign("compare", "runs/a", "texts.json", "few.json", "--json")
+    assert status == 0, err
+    rows = {row["name"]: row["cells"] for row in json.loads(out)["rows"]}
+    assert rows["a"]["lm/chrf"]["value"] == chrf
+    assert rows["a"][f"lm/{first['metric']}"]["value"] == first["value"]
+    assert {name for name in rows if name.startswith("a")} == {"a", "a (validation)"}
+    assert "lm/chrf" in rows["a (validation)"]  # of three texts alone
 
 
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)

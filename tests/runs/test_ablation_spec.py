@@ -192,6 +192,7 @@ def test_an_ablation_keeps_what_its_runs_leave(done):
         kept, record = read_archived(trial, folder / "a" / "kept"), read_record(run_folder)
         assert kept.record.scores == record.scores
         assert kept.record.recipe == record.recipe
+        assert kept.record.identity == record.identity
         assert kept.inputs == json.loads((run_folder / "inputs.json").read_text())
         answers = pd.read_parquet(run_folder / "predictions/validation.parquet")
         for column in ("prediction", "label", "teacher"):

@@ -120,7 +120,18 @@ def test_distill_and_ablate_read_the_folder_and_a_run_names_the_generation(kdali
     assert "generation" not in other.inputs
     arms = "arms: {references: {from: labels}, answers: {from: labels, data.folder: out}}\n"
     (here / "arms.yaml").write_text(arms)
-    given = ("--teacher", "t", "--student", "layers=1", "--task", "translation:en-de", "--data", "pairs", "--max-length", 48)
+    given = (
+        "--teacher",
+        "t",
+        "--student",
+        "layers=1",
+        "--task",
+        "translation:en-de",
+        "--data",
+        "pairs",
+        "--max-length",
+        48,
+    )
     status, _, err = kdalign("ablate", "--recipe", "arms.yaml", *given, "--max-steps", 2, "--out", "a", "--dry-run")
     assert status == 0, err
 
