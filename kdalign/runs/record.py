@@ -168,7 +168,7 @@ class RunRecord:
     @property
     def identity(self) -> str:
         """A hash that tells runs apart, the same in a run's folder and in an ablation's archive."""
-        return seal_of({"created": self.created, "recipe": self.recipe, "scores": self.scores})[:16]
+        return seal_of({"created": self.created, "recipe": self.recipe})[:16]
 
     @property
     def split(self) -> str:
