@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdalign.comparison.arm_run import ArmRun
-from kdalign.comparison.evaluated_runs import added_scores
+from kdalign.comparison.evaluated_runs import text_scores
 from kdalign.comparison.table import ALIKE, BETTER, WORSE, Cell, Row
 from kdalign.comparison.verdicts import Arm, ArmVerdict, compare_arms
 from kdalign.errors import UsageError, unknown
@@ -58,8 +58,8 @@ def compare_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], n
     """
     names = [row.name for row in rows]
     if name not in names:
-        of_runs = {entry.name: row for row, group in zip(names, groups, strict=True) for entry in group}
-        name = of_runs.get(name, name)
+        having = [row for row, group in zip(names, groups, strict=True) if name in [entry.name for entry in group]]
+        name = having[0] if len(having) == 1 else name
     if name not in names:
         raise unknown("row to test others against", name, names)
     repeated = [other for other in names if names.count(other) > 1]
@@ -94,7 +94,7 @@ def compare_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], n
 def _arm(group: Sequence[RunGroup]) -> Arm:
     return {
         (task, entry.seed): ArmRun(
-            record, RunFolder(entry.folders[task]), entry.answers.get(task), added_scores(entry, task)
+            record, RunFolder(entry.folders[task]), entry.answers.get(task), text_scores(entry, task)
         )
         for entry in group
         for task, record in entry.records.items()

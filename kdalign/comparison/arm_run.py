@@ -4,7 +4,7 @@ Reads records and kept predictions only; no model, no torch.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, metrics_named
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
-from kdalign.metrics.text import TEXT_METRICS, count_texts
+from kdalign.metrics.text import count_texts, without_nfc
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
 from kdalign.runs.record import RunRecord, read_record
@@ -32,13 +32,15 @@ class ArmRun:
     Attributes:
         folder: the run folder, which keeps the predictions.
         archived: predictions by split and column, if an ablation's archive keeps them instead.
-        evaluated: scores that evaluations add, by metric, each with its evaluation.
+        texts: scores of texts that the student wrote, by metric, each with the evaluations that have it.
+        counted: these texts as outputs, by metric, once they were counted.
     """
 
     record: RunRecord
     folder: RunFolder
     archived: Mapping[str, Mapping[str, Array]] | None = field(default=None, compare=False)
-    evaluated: Mapping[str, tuple[Score, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    texts: Mapping[str, tuple[Score, Sequence[Mapping[str, Any]]]] = field(default_factory=dict, compare=False)
+    counted: dict[str, SystemOutputs] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "ArmRun":
@@ -166,22 +168,28 @@ def _token_agreement(run: ArmRun) -> SystemOutputs:
 
 
 def text_outputs(run: ArmRun, metric: str) -> SystemOutputs:
-    """A run's evaluated texts as outputs of a metric, counted again from the file of texts.
+    """A run's texts as outputs of a metric, counted again from the file of texts.
 
     Raises:
-        UndefinedDifference: the metric is a user's own or one of a whole corpus, or the file is not there.
-        UsageError: the file holds no texts, or its texts give another score than the evaluation names.
+        UndefinedDifference: the metric is one of a whole corpus, its library is missing or of another version, or the
+            file is not there.
+        UsageError: the file holds no texts, or its texts give another score than their evaluation names.
     """
-    score, result = run.evaluated[metric]
-    if metric not in TEXT_METRICS:
-        raise UndefinedDifference(f"{metric} of run {run.name!r} cannot be computed from its texts here")
-    file = Path(result.get("texts") or "")
-    if not file.is_file():
-        raise UndefinedDifference(f"{metric} of run {run.name!r} needs its texts, and {str(file)!r} is not there")
+    if metric in run.counted:
+        return run.counted[metric]
+    score, results = run.texts[metric]
+    file = next((Path(result["texts"]) for result in results if result["texts"]), None)
+    if file is None:
+        raise UndefinedDifference(f"run {run.name!r}: its texts are not beside their evaluation")
     predictions, references = _read_texts(file)
-    counts = count_texts(metric, predictions, references, result.get("language", ""))
+    try:
+        counts = count_texts(metric, predictions, references, results[0].get("language", ""))
+    except UsageError as error:
+        raise UndefinedDifference(f"run {run.name!r}: {error}") from None
     if not counts.resampled:
-        raise UndefinedDifference(f"{metric} is of a whole corpus, which is not resampled")
+        raise UndefinedDifference("it is of a whole corpus, and nothing can be resampled")
+    if counts.signature != without_nfc(score.signature):
+        raise UndefinedDifference(f"run {run.name!r}: scored by {score.signature}, here it would be {counts.signature}")
     found = counts.value(counts.rows.sum(axis=0))
     if score.value is None or not math.isclose(found, score.value, rel_tol=1e-6, abs_tol=1e-9):
         raise UsageError(f"the texts in {str(file)!r} have {metric} {found:.6g}, and their evaluation {score.value}")
@@ -190,16 +198,18 @@ def text_outputs(run: ArmRun, metric: str) -> SystemOutputs:
         return np.array([counts.value(row) for row in sums])
 
     examples = np.array([digest_of("\0".join(known)) for known in references])
-    return SufficientStats(counts.rows, value, examples)
+    run.counted[metric] = SufficientStats(counts.rows, value, examples)
+    return run.counted[metric]
 
 
 def _read_texts(file: Path) -> tuple[list[str], list[list[str]]]:
     """Predictions and references of a file of generated texts."""
     table = read_table(file)
-    try:
-        predictions, references = list(table["prediction"]), [list(known) for known in table["references"]]
-    except (KeyError, TypeError):
-        raise UsageError(f"{str(file)!r} holds no generated texts with their references") from None
-    if not all(isinstance(text, str) for text in (*predictions, *(one for known in references for one in known))):
-        raise UsageError(f"{str(file)!r} holds a prediction or reference that is no text")
-    return predictions, references
+    if not {"prediction", "references"} <= set(table.columns) or not len(table):
+        raise UsageError(f"{str(file)!r} holds no generated texts with their references")
+    predictions, references = list(table["prediction"]), list(table["references"])
+    for row, (text, known) in enumerate(zip(predictions, references, strict=True)):
+        listed = isinstance(known, list | np.ndarray) and len(known) > 0 and all(isinstance(one, str) for one in known)
+        if not isinstance(text, str) or not listed:
+            raise UsageError(f"{str(file)!r}, row {row}: it holds no prediction with a list of references")
+    return predictions, [list(known) for known in references]

@@ -16,7 +16,7 @@ from kdalign.comparison.comparability import (
     have_different_teachers,
     scored_splits,
 )
-from kdalign.comparison.evaluated_runs import differently_scored, join_evaluations
+from kdalign.comparison.evaluated_runs import join_evaluations
 from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
@@ -141,7 +141,8 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     notes += tests.notes_on({row.name for row in ranked})
     notes += _filter_note(conditions, len(shown), len(rows))
     notes += _skipped_notes(sources.passed_over)
-    protocols = scored_splits(entries, results)
+    of_runs = [result for entry in entries for own in entry.evaluated.values() for result in own]
+    protocols = scored_splits(entries, [*of_runs, *results])
     return clean_text(ComparisonTable(tuple(columns), tuple(ranked), tuple(notes), tests.judged, protocols))
 
 
@@ -180,7 +181,7 @@ def _has_any(row: Row, columns: Sequence[Column]) -> bool:
 
 def _unranked(entries: Sequence[RunGroup]) -> set[str]:
     """Tasks and columns without a best row: data, versions, tokens, teachers or tasks differ from row to row."""
-    tokens = set(find_incomparable(entries)) | differently_scored(entries)
+    tokens = set(find_incomparable(entries))
     mixed = {task for task, protocols in find_protocols(entries).items() if len(protocols) > 1}
     if mixed or have_different_tasks(entries):
         return mixed | tokens | set(SHARED)

@@ -1,81 +1,108 @@
-"""Evaluations of runs: scores that ``kdalign eval`` adds to the rows of the runs whose students it scored."""
+"""Evaluations of runs: scores of texts that ``kdalign eval`` adds to the rows of the runs whose students wrote them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from kdalign.comparison.columns import cell_of
 from kdalign.comparison.comparability import evaluation_scores
 from kdalign.comparison.table import Cell, metric_key
 from kdalign.metrics.classification import Score
+from kdalign.metrics.text import TEXT_METRICS, without_nfc
 from kdalign.runs.discovery import RunGroup
+
+Result = dict[str, Any]
+"""A model's scores on a split, as ``kdalign eval`` writes them."""
+_Place = tuple[int, str]
+"""Number of a run, and its task."""
 
 
 def join_evaluations(
-    entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]]
-) -> tuple[tuple[RunGroup, ...], tuple[dict[str, Any], ...]]:
-    """Give runs the evaluations that scored their students on the examples that they report themselves.
+    entries: Sequence[RunGroup], evaluations: Sequence[Result]
+) -> tuple[tuple[RunGroup, ...], tuple[Result, ...]]:
+    """Give runs the scores of the texts that their students wrote for the examples that the runs report.
+
+    A column of runs has texts that were written in one way and scored in one way, those of the first evaluation.
 
     Returns:
-        The runs, and the other evaluations, which are rows of their own: of models that are no run here, of other
-        examples, or with another value of a score that a run was already given.
+        The runs, and the evaluations with the scores that are left, which are rows of their own: of models that are no
+        run here, of other examples, of likelihoods and classes, which runs have themselves, of texts that were written
+        or scored in another way, and second scores with another value.
     """
-    joined: list[dict[str, tuple[dict[str, Any], ...]]] = [{} for _ in entries]
-    places = {
-        (record.identity, task, record.split, record.reported[record.split].fingerprint): (number, task)
-        for number, entry in enumerate(entries)
-        for task, record in entry.records.items()
-    }
+    joined: list[dict[str, tuple[Result, ...]]] = [{} for _ in entries]
+    places = _places(entries)
+    ways: dict[str, str] = {}
     others = []
     for result in evaluations:
-        place = places.get((result.get("run", ""), result["task"], result["split"], result.get("examples", "")))
-        known = joined[place[0]].get(place[1], ()) if place is not None else ()
-        if place is None or _contradicts(result, known):
+        found = places.get((result.get("run", ""), result["task"], result["split"], result.get("examples", "")), [])
+        scores = [score for score in result["scores"] if found and _joins(score, result, joined, found, ways)]
+        if not scores:
             others.append(result)
-        else:
-            joined[place[0]][place[1]] = (*known, result)
+            continue
+        absent = [one for one in result["absent"] if one["metric"] in TEXT_METRICS]
+        for number, task in found:
+            own = {**result, "scores": scores, "absent": absent}
+            joined[number][task] = (*joined[number].get(task, ()), own)
+        left = [score for score in result["scores"] if score not in scores]
+        if left:
+            others.append({**result, "scores": left, "absent": [one for one in result["absent"] if one not in absent]})
     return tuple(replace(entry, evaluated=own) for entry, own in zip(entries, joined, strict=True)), tuple(others)
 
 
-def _contradicts(result: dict[str, Any], known: Sequence[dict[str, Any]]) -> bool:
-    before = {score.metric: score.value for other in known for score in evaluation_scores(other)}
-    return any(before.get(score.metric, score.value) != score.value for score in evaluation_scores(result))
+def _places(entries: Sequence[RunGroup]) -> dict[tuple[str, str, str, str], list[_Place]]:
+    """Places of runs by their identity, task, split and examples; copies of a run share theirs."""
+    places: dict[tuple[str, str, str, str], list[_Place]] = {}
+    for number, entry in enumerate(entries):
+        for task, record in entry.records.items():
+            key = (record.identity, task, record.split, record.reported[record.split].fingerprint)
+            places.setdefault(key, []).append((number, task))
+    return places
 
 
-def added_scores(entry: RunGroup, task: str) -> dict[str, tuple[Score, dict[str, Any]]]:
-    """Scores of a run's evaluations that the run itself lacks, by metric, each with its evaluation."""
-    own = {"agreement", *(score.metric for score in entry.records[task].first_scores.student)}
-    found: dict[str, tuple[Score, dict[str, Any]]] = {}
-    for result in entry.evaluated.get(task, ()):
+def _joins(
+    tree: Mapping[str, Any],
+    result: Result,
+    joined: Sequence[Mapping[str, Sequence[Result]]],
+    places: Sequence[_Place],
+    ways: dict[str, str],
+) -> bool:
+    """Return whether a score is of texts and agrees with what its runs have; note the way in which it was computed."""
+    score = Score.from_json(tree)
+    if score.metric not in TEXT_METRICS or not result.get("writing"):
+        return False
+    number, task = places[0]
+    known = _scores(joined[number].get(task, ())).get(score.metric)
+    if known is not None and not _equal(known[0].value, score.value):
+        return False
+    way = "\0".join([without_nfc(score.signature), result.get("writing", ""), result.get("language", "")])
+    return ways.setdefault(metric_key(task, score.metric), way) == way
+
+
+def _equal(one: float | None, other: float | None) -> bool:
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _scores(results: Sequence[Result]) -> dict[str, tuple[Score, list[Result]]]:
+    """Scores by metric, each with the evaluations that have it."""
+    found: dict[str, tuple[Score, list[Result]]] = {}
+    for result in results:
         for score in evaluation_scores(result):
-            if score.metric not in own:
-                found.setdefault(score.metric, (score, result))
+            found.setdefault(score.metric, (score, []))[1].append(result)
     return found
 
 
-def added_cells(entry: RunGroup, task: str) -> dict[str, Cell]:
-    """Cells of a run's evaluations by column, also of metrics that could not be computed."""
-    scores = {score.metric: score for score, _ in added_scores(entry, task).values()}
-    cells = {
-        metric_key(task, metric): Cell(score.value, score.low, score.high, reason=score.reason, mark=score.mark)
-        for metric, score in scores.items()
-    }
-    for result in entry.evaluated.get(task, ()):
-        for absent in result["absent"]:
-            cells.setdefault(metric_key(task, absent["metric"]), Cell(None, reason=absent["reason"]))
+def text_scores(entry: RunGroup, task: str) -> dict[str, tuple[Score, list[Result]]]:
+    """Scores of the texts of a run's student by metric, each with the evaluations that have it."""
+    return _scores(entry.evaluated.get(task, ()))
+
+
+def text_cells(entry: RunGroup) -> dict[str, Cell]:
+    """Cells of the texts of a run's student by column, also of metrics that could not be computed."""
+    cells: dict[str, Cell] = {}
+    for task, results in entry.evaluated.items():
+        cells |= {metric_key(task, metric): cell_of(score) for metric, (score, _) in _scores(results).items()}
+        for result in results:
+            for absent in result["absent"]:
+                cells.setdefault(metric_key(task, absent["metric"]), Cell(None, reason=absent["reason"]))
     return cells
-
-
-def differently_scored(entries: Sequence[RunGroup]) -> set[str]:
-    """Columns of evaluations whose scores were computed in several ways, so that they do not rank."""
-    ways: dict[str, set[str]] = {}
-    for entry in entries:
-        for task in entry.records:
-            for metric, (score, result) in added_scores(entry, task).items():
-                how = "; ".join([score.signature, *_ways_of_writing(result)])
-                ways.setdefault(metric_key(task, metric), set()).add(how)
-    return {key for key, found in ways.items() if len(found) > 1}
-
-
-def _ways_of_writing(result: dict[str, Any]) -> list[str]:
-    """An evaluation's notes without the name of its model: how texts were generated."""
-    return [note.removeprefix(result["model"]) for note in result.get("notes", ()) if " writes: " in note]

@@ -41,10 +41,14 @@ class NotedTable:
         return [model for record in self.records for model in (record.student, record.teacher) if model is not None]
 
     @cached_property
+    def of_runs(self) -> list[dict[str, Any]]:
+        """The evaluations of texts in the rows of runs."""
+        return [result for entry in self.entries for own in entry.evaluated.values() for result in own]
+
+    @cached_property
     def scored(self) -> list[dict[str, Any]]:
         """The evaluations that have scores, those of runs first."""
-        of_runs = (result for entry in self.entries for several in entry.evaluated.values() for result in several)
-        return [result for result in (*of_runs, *self.evaluations) if result["scores"]]
+        return [result for result in (*self.of_runs, *self.evaluations) if result["scores"]]
 
     def shows(self, key: str) -> bool:
         """True if the table has a column of this key."""
@@ -150,27 +154,18 @@ def _signatures_of_split(data: str, task: str, results: Sequence[dict[str, Any]]
 
 def _evaluation_remarks(table: NotedTable) -> list[str]:
     """Notes of evaluations themselves, truncated examples, and marked scores."""
-    notes = dict.fromkeys(_notes_of_models(table.scored))
+    notes: dict[str, None] = {}
+    for result in table.of_runs:  # all in one way
+        notes[f"{result['task']}, texts: {result['writing']}"] = None
+    known = {f"{result['model']} writes: {result['writing']}" for result in table.of_runs}
     for result in table.scored:
+        notes |= dict.fromkeys(note for note in result.get("notes", ()) if note not in known)
         if result.get("truncated"):
             notes[
                 f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were truncated"
             ] = None
         notes |= {mark_note(score["mark"]): None for score in result["scores"] if score.get("mark")}
     return list(notes)
-
-
-def _notes_of_models(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Notes of evaluations; what is said of several models alike is said once."""
-    models: dict[str, dict[str, None]] = {}
-    for result in results:
-        for note in result.get("notes", ()):
-            text = note.removeprefix(result["model"])
-            models.setdefault(text, {}).update({} if text == note else {result["model"]: None})
-    return [
-        f"{list_names(list(names))}{text.replace(' writes: ', ' write: ', 1) if len(names) > 1 else text}"
-        for text, names in models.items()
-    ]
 
 
 def mark_note(mark: str) -> str:

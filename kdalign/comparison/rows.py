@@ -9,7 +9,7 @@ from typing import Any
 
 from kdalign.comparison.columns import cell_of, in_per_cent, mean_of
 from kdalign.comparison.comparability import evaluation_name, evaluation_scores
-from kdalign.comparison.evaluated_runs import added_cells
+from kdalign.comparison.evaluated_runs import text_cells
 from kdalign.comparison.steps_to_score import ScoreTarget
 from kdalign.comparison.table import Cell, Column, Row, metric_key
 from kdalign.metrics.classification import UNDEFINED, Score
@@ -171,7 +171,8 @@ def _mean_over_seeds(key: str, cells: Sequence[Cell], group: Sequence[RunGroup],
 _CORRELATIONS = ("matthews", "pearson", "spearman")
 
 
-_SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELATIONS)
+_OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "distinct1", "distinct2")
+_SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELATIONS, *_OF_TEXTS)
 
 
 def _range(key: str, values: Sequence[float], group: Sequence[RunGroup], means: Sequence[str]) -> tuple[float, float]:
@@ -211,8 +212,7 @@ def _finite(cells: Mapping[str, Cell]) -> dict[str, Cell]:
 def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
-    for task in entry.records:
-        cells |= {key: cell for key, cell in added_cells(entry, task).items() if key not in cells}
+    cells |= text_cells(entry)
     agreements = {task: record.first_scores.agreement for task, record in entry.records.items()}
     agreed = {task: cell_of(agreement) for task, agreement in agreements.items() if agreement is not None}
     if len(agreed) == len(agreements):  # not without a teacher

@@ -274,16 +274,18 @@ Pairs = Sequence[tuple[ArmRun, ArmRun]]
 
 
 def _task_outputs(task: str, pairs: Pairs, with_mean: bool, notes: dict[str, None]) -> list[_Outputs]:
-    """The outputs of a task to compare: of each metric that all runs have, of the mean of these, of agreement."""
-    if not _same_tokens(pairs):
+    """The outputs of a task to compare: of each metric that all runs have, of their mean, of agreement, of texts."""
+    outputs: list[_Outputs | None] = []
+    if _same_tokens(pairs):
+        scores = pairs[0][0].scores
+        outputs += [_metric_outputs(task, place, pairs, notes) for place in range(len(scores))]
+        if with_mean and len(scores) > 1:
+            outputs.append(_one_number(task, pairs))
+        outputs.append(_agreement(task, pairs, notes))
+    else:
         notes[f"{task}: {pairs[0][0].name} and {pairs[0][1].name} were scored on different tokens, no verdict"] = None
-        return []
-    scores = pairs[0][0].scores
-    outputs = [_metric_outputs(task, place, pairs, notes) for place in range(len(scores))]
-    if with_mean and len(scores) > 1:
-        outputs.append(_one_number(task, pairs))
-    outputs.append(_agreement(task, pairs, notes))
-    outputs += [_evaluated_outputs(task, metric, pairs, notes) for metric in pairs[0][0].evaluated]
+    written = dict.fromkeys(metric for pair in pairs for run in pair for metric in run.texts)
+    outputs += [_text_outputs(task, metric, pairs, notes) for metric in written]
     return [found for found in outputs if found is not None]
 
 
@@ -308,24 +310,23 @@ def _metric_outputs(task: str, place: int, pairs: Pairs, notes: dict[str, None])
     return _Outputs(question, ours, theirs, score.higher_is_better)
 
 
-def _evaluated_outputs(task: str, metric: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | None:
-    """The outputs of a metric of evaluated texts; None, with a note, if a run's are not there or not comparable."""
+def _text_outputs(task: str, metric: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | None:
+    """The outputs of a metric of written texts; None, with a note, if a run's are not there."""
     key, runs = metric_key(task, metric), [run for pair in pairs for run in pair]
-    if not all(metric in run.evaluated for run in runs):
+    if not all(metric in run.texts for run in runs):
         notes[f"{key}: not all runs have it, no verdict"] = None
         return None
-    scores = [run.evaluated[metric][0] for run in runs]
-    reason = _undefined(scores)
-    if reason or len({score.signature for score in scores}) > 1:
-        why = f"undefined for a run ({reason})" if reason else "computed in different ways"
-        notes[f"{key}: {why}, no verdict"] = None
+    score = runs[0].texts[metric][0]
+    reason = _undefined(run.texts[metric][0] for run in runs)
+    if reason:
+        notes[f"{key}: undefined for a run ({reason}), no verdict"] = None
         return None
     try:
         ours, theirs = ([text_outputs(run, metric) for run in side] for side in zip(*pairs, strict=True))
     except UndefinedDifference as error:
-        notes[f"{error}, no verdict"] = None
+        notes[f"{key}: {error}, no verdict"] = None
         return None
-    return _Outputs(_Question(key, task, metric, scores[0].unit), ours, theirs, scores[0].higher_is_better)
+    return _Outputs(_Question(key, task, metric, score.unit), ours, theirs, score.higher_is_better)
 
 
 def _undefined(scores: Iterable[Score]) -> str:

@@ -290,7 +290,8 @@ def add_text_scores(
         *([job.protocol] if job.protocol else []),
         *[f"{result.model} writes: {signature}", *_notes_on_lines(result.model, cases), *word_notes],
     )
-    return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))
+    scores, notes = [*result.scores, *scores], (*result.notes, *notes)
+    return replace(result, scores=tuple(scores), texts=str(file), writing=signature, notes=notes)
 
 
 def _notes_on_lines(model: str, cases: Sequence[GenerationCase]) -> list[str]:

@@ -46,6 +46,7 @@ class EvaluationResult:
         run: identity of the run whose student was scored; empty for other models.
         examples: fingerprint of the examples.
         language: language of the texts; empty if none is named.
+        writing: how texts were generated; empty without any.
     """
 
     model: str
@@ -68,6 +69,7 @@ class EvaluationResult:
     run: str = ""
     examples: str = ""
     language: str = ""
+    writing: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

@@ -143,7 +143,7 @@ def score_texts(
                 metric.unit,
                 len(predictions),
                 metric.higher_is_better,
-                counts.signature + (", texts in NFC" if shipped and not same else ""),
+                counts.signature + (_IN_NFC if shipped and not same else ""),
                 low,
                 high,
                 reason=counts.undefined,
@@ -152,6 +152,14 @@ def score_texts(
         if counts.resampled:
             each[metric.name] = np.array([counts.value(row) for row in counts.rows])
     return scores, each
+
+
+_IN_NFC = ", texts in NFC"
+
+
+def without_nfc(signature: str) -> str:
+    """Return a signature without the remark that texts were composed, which depends on them, not on the metric."""
+    return signature.removesuffix(_IN_NFC)
 
 
 TEXT_BY_TEXT = tuple(name for name in TEXT_METRICS if not name.startswith("distinct"))

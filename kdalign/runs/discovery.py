@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import TamperedRun, UsageError
-from kdalign.files import read_json
+from kdalign.files import is_file, read_json
 from kdalign.runs.ablation_spec import FILE as ABLATION
 from kdalign.runs.ablation_spec import Trial, read_ablation
 from kdalign.runs.archive import ArchivedRun, read_all_archived
@@ -27,7 +27,7 @@ class RunGroup:
         answers: predictions by task, split and column, if an ablation's archive has them.
         watched: evaluations during training, by task, if an ablation's archive has them.
         ablation: folder of the ablation that it is an arm of.
-        evaluated: evaluations of the student on the run's own examples, by task.
+        evaluated: evaluations of texts that the student wrote for the run's own examples, by task.
     """
 
     name: str
@@ -336,8 +336,15 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = tree["results"]
     for result in results:
         if result.get("texts"):
-            result["texts"] = str(path.with_suffix("") / Path(result["texts"]).name)
+            result["texts"] = _beside(path, Path(result["texts"]))
     return results
+
+
+def _beside(evaluation: Path, written: Path) -> str | None:
+    """Path of an evaluation's file of texts, wherever the evaluation was moved with its folder; None if it is gone."""
+    folders = dict.fromkeys((evaluation.with_suffix("").name, written.parent.name))
+    places = (evaluation.parent / folder / written.name for folder in folders if folder not in ("", ".."))
+    return next((str(place) for place in places if is_file(place)), None)
 
 
 def records_of(entries: Sequence[RunGroup]) -> list[RunRecord]:

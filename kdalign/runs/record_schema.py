@@ -242,6 +242,7 @@ class _Result(_Shape):
     run: Text = ""
     examples: Text = ""
     language: Text = ""
+    writing: Text = ""
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:
