@@ -45,7 +45,8 @@ class RowOptions:
         str | None,
         typer.Option(
             metavar="ROW",
-            help="Test all other rows of runs against this one (its name, or a run's): paired by example and seed, Holm-corrected.",
+            help="Test all other rows of runs against this one (its name, or a run's): paired by example and seed, "
+            "Holm-corrected.",
             rich_help_panel=_ROWS,
         ),
     ] = None
