@@ -17,6 +17,7 @@ from kdalign.recipe.task_defaults import (
     SERVED_DEFAULTS,
     SERVED_PREFIX,
     MultiTask,
+    is_missing,
     output_kind,
     task_defaults,
 )
@@ -159,7 +160,7 @@ class Recipe(Section):
         if not self.has_teacher:
             raise ValueError("--on-policy trains on what a teacher says of the student's texts: give --teacher")
         for task in self.data.task:
-            if output_kind(task) != "tokens":
+            if output_kind(task) != "tokens" and not is_missing(task):
                 raise ValueError(f"--on-policy is for models that write texts: not for task {task!r}")
         ends = [*(after for after, _ in self.objective.stages[1:]), 1.0]
         for (_, stage), end in zip(self.objective.stages, ends, strict=True):

@@ -118,6 +118,20 @@ def output_kind(task: str) -> str:
     return "tokens" if kind in TOKEN_TASKS else "embeddings" if kind == EMBEDDING_TASK else "classes"
 
 
+DEFAULTED = frozenset(
+    f"{section}.{key}"
+    for defaults in (LANGUAGE_DEFAULTS, EMBEDDING_DEFAULTS)
+    for section, values in defaults.items()
+    for key in values
+)
+"""Keys whose defaults depend on the kind of task."""
+
+
+def is_missing(task: str) -> bool:
+    """Return whether a task's file is not here, so that its kind is unknown: results are read without it."""
+    return task.endswith((".yaml", ".yml")) and not is_file(Path(task))
+
+
 TASK_FILES = Path(__file__).parents[1] / "data" / "tasks" / "files"
 """Folder of the built-in task files; a file's name without its ending is a task."""
 

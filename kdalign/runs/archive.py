@@ -23,6 +23,7 @@ import numpy as np
 from kdalign.errors import TamperedRun, UsageError, cause_of
 from kdalign.files import atomic_file, parse_json, read_bytes
 from kdalign.metrics.arrays import Array
+from kdalign.recipe.task_defaults import DEFAULTED, is_missing
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import ARCHIVED, PREDICTION, SHARED, check_predictions, read_predictions
@@ -103,7 +104,8 @@ def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
     _check_lengths(answers, record, repr(str(file)))
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
-    changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
+    unknown = DEFAULTED if is_missing(trial.task) else ()
+    changed = [key for key in asked if key not in (*_ELSEWHERE, *unknown) and asked[key] != made[key]]
     if changed:
         raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it again")
     return ArchivedRun(trial, record, inputs, answers, watched)

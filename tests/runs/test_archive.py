@@ -12,9 +12,9 @@ import pytest
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
-from kdalign.runs.archive import _LARGEST, _seal_of, archive_run, read_archived
+from kdalign.runs.archive import _LARGEST, _seal_of, archive_run, read_all_archived, read_archived
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.prediction_table import Predictions, write_predictions
+from kdalign.runs.prediction_table import Predictions, TokenPredictions, write_predictions, write_token_predictions
 from kdalign.runs.record import read_record
 from support.records import run
 
@@ -50,6 +50,30 @@ def put(trial, folder, tree):
     content = json.dumps({**tree, "seal": _seal_of(tree)}).encode()
     packer = zlib.compressobj(9, zdict=gzip.decompress((folder / "common.json.gz").read_bytes()))
     (folder / trial.file).write_bytes(packer.compress(content) + packer.flush())
+
+
+def test_the_results_of_a_task_file_are_read_where_the_file_is_not(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("kind: summarization\ncolumns: [a, b]\n")
+    flags = {"teacher": "t", "data.task": str(file), "on_policy.share": 0.5, "train.max_steps": 6}
+    write_ablation(build_ablation(None, flags, arms="soft", seeds="1"), tmp_path)
+    [trial] = read_ablation(tmp_path).trials(tmp_path)
+    out = run(Path(trial.recipe.out), "mine", {"ppl": 5.0}, {"ppl": 4.0})
+    tokens = np.full(10, 3)
+    said = TokenPredictions(tokens * 1.0, tokens, np.zeros(30, dtype=int))
+    write_token_predictions(RunFolder(out).predictions("validation"), said, said)
+    record = read_record(out)
+    record.recipe.clear()
+    record.recipe.update(trial.recipe.model_dump(mode="json"))
+    RunFolder(out).write_record(record)
+    archive_run(trial, tmp_path / "kept")
+    file.unlink()
+    [result] = read_all_archived(tmp_path)
+    assert result.record.parsed_recipe().objective.temperature == 1  # the default of texts, not of classes
+    changed = tmp_path / "ablation.yaml"
+    changed.write_text(changed.read_text().replace("max_steps: 6", "max_steps: 7"))
+    with pytest.raises(UsageError, match=r"of another recipe, train\.max_steps differ"):
+        read_all_archived(tmp_path)
 
 
 def test_what_is_kept_is_read_again(kept):
