@@ -158,14 +158,14 @@ def _evaluation_remarks(table: NotedTable) -> list[str]:
     for result in table.of_runs:  # all in one way
         notes[f"{result['task']}, texts: {result['writing']}"] = None
     known = {f"{result['model']} writes: {result['writing']}" for result in table.of_runs}
+    cut: dict[str, dict[str, None]] = {}
     for result in table.scored:
         notes |= dict.fromkeys(note for note in result.get("notes", ()) if note not in known)
         if result.get("truncated"):
-            notes[
-                f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were truncated"
-            ] = None
+            said = f"{result['task']}: {result['truncated']:,} examples were truncated"
+            cut.setdefault(said, {})[Path(result["model"]).name] = None
         notes |= {mark_note(score["mark"]): None for score in result["scores"] if score.get("mark")}
-    return list(notes)
+    return [*notes, *(f"{list_names(list(names))}, {said}" for said, names in cut.items())]
 
 
 def mark_note(mark: str) -> str:
