@@ -535,8 +535,8 @@ MUTANTS = {
     ),
     "results of another recipe taken": (
         "runs/archive.py",
-        "if key not in _ELSEWHERE and asked[key] != made[key]",
-        "if key in _ELSEWHERE and asked[key] != made[key] and False",
+        "if key not in (*_ELSEWHERE, *unknown) and asked[key] != made[key]",
+        "if key in (*_ELSEWHERE, *unknown) and asked[key] != made[key] and False",
         "runs/test_ablation_spec.py::test_a_recipe_edited_behind_its_results_is_refused",
     ),
     "search by the worst": (

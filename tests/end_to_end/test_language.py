@@ -219,9 +219,9 @@ def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, ta
     assert of_folder["scores"][0]["value"] == pytest.approx(first["value"], rel=1e-6)
     assert [score["metric"] for score in of_run["scores"]][-1] == "agreement"
     # Its texts are scored in a column of the run's own row, beside what it was scored by when it was made.
-    status, _, err = kdalign("eval", "runs/a", "--metrics", "ppl,chrf", "--limit", 3, "--out", "few.json")
+    status, _, err = kdalign("eval", "runs/a", "--metrics", "chrf", "--limit", 3, "--out", "few.json")
     assert status == 0, err
-    status, _, err = kdalign("eval", "runs/a", "--metrics", "ppl,chrf", "--new-tokens", 4, "--out", "texts.json")
+    status, _, err = kdalign("eval", "runs/a", "--metrics", "chrf", "--new-tokens", 4, "--out", "texts.json")
     assert status == 0, err
     scores = json.loads((tmp_path / "texts.json").read_text())["results"][0]["scores"]
     [chrf] = [score["value"] for score in scores if score["metric"] == "chrf"]
