@@ -16,7 +16,7 @@ from kdalign.comparison.comparability import (
     have_different_teachers,
     scored_splits,
 )
-from kdalign.comparison.evaluated_runs import join_evaluations
+from kdalign.comparison.evaluated_runs import evaluations_of, join_evaluations
 from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
@@ -141,8 +141,7 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     notes += tests.notes_on({row.name for row in ranked})
     notes += _filter_note(conditions, len(shown), len(rows))
     notes += _skipped_notes(sources.passed_over)
-    of_runs = [result for entry in entries for own in entry.evaluated.values() for result in own]
-    protocols = scored_splits(entries, [*of_runs, *results])
+    protocols = scored_splits(entries, [*evaluations_of(entries), *results])
     return clean_text(ComparisonTable(tuple(columns), tuple(ranked), tuple(notes), tests.judged, protocols))
 
 

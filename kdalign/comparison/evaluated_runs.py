@@ -92,6 +92,11 @@ def _scores(results: Sequence[Result]) -> dict[str, tuple[Score, list[Result]]]:
     return found
 
 
+def evaluations_of(entries: Sequence[RunGroup]) -> list[Result]:
+    """List the evaluations of texts in the rows of runs."""
+    return [result for entry in entries for own in entry.evaluated.values() for result in own]
+
+
 def text_scores(entry: RunGroup, task: str) -> dict[str, tuple[Score, list[Result]]]:
     """Scores of the texts of a run's student by metric, each with the evaluations that have it."""
     return _scores(entry.evaluated.get(task, ()))

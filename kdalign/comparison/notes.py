@@ -16,6 +16,7 @@ from kdalign.comparison.comparability import (
     have_different_teachers,
 )
 from kdalign.comparison.dashes import dash_notes, undefined_notes
+from kdalign.comparison.evaluated_runs import evaluations_of
 from kdalign.comparison.table import SHARED, Cell, Column, Row, list_names, metric_key
 from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import ModelRecord, RunRecord
@@ -43,7 +44,7 @@ class NotedTable:
     @cached_property
     def of_runs(self) -> list[dict[str, Any]]:
         """The evaluations of texts in the rows of runs."""
-        return [result for entry in self.entries for own in entry.evaluated.values() for result in own]
+        return evaluations_of(self.entries)
 
     @cached_property
     def scored(self) -> list[dict[str, Any]]:
