@@ -83,9 +83,17 @@ class ArmRun:
         return read_predictions(file, self.record.reported[self.split].n)
 
     @property
-    def teacher_answers(self) -> Array | None:
-        """The teacher's answers that agreement compares with; None if they were not kept."""
-        return self.predictions.teacher.answers
+    def keeps_agreement(self) -> bool:
+        """Whether agreement with the teacher can be computed from what is kept."""
+        table = self.predictions
+        return (table.agreed if table.of_tokens else table.teacher.values) is not None
+
+    def has_teacher_of(self, other: "ArmRun") -> bool:
+        """Whether both teachers said the same of the same examples; archives round likelihoods to four digits."""
+        ours, theirs = self.predictions.teacher, other.predictions.teacher
+        if ours.nll is not None and theirs.nll is not None:
+            return bool(np.allclose(ours.nll, theirs.nll, rtol=1e-3, atol=1e-3, equal_nan=True))
+        return ours.values is not None and theirs.values is not None and np.array_equal(ours.values, theirs.values)
 
 
 def metric_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
@@ -145,7 +153,7 @@ def agreement_outputs(run: ArmRun) -> SystemOutputs:
 
 
 def _label_agreement(run: ArmRun) -> SystemOutputs:
-    predictions, teacher = run.predictions.student.values, run.teacher_answers
+    predictions, teacher = run.predictions.student.values, run.predictions.teacher.values
     assert predictions is not None, "a run of classes or scores keeps them"
     assert teacher is not None, "agreement is computed if the teacher's answers are kept"
     name = "pearson" if np.issubdtype(predictions.dtype, np.floating) else "accuracy"
@@ -154,17 +162,14 @@ def _label_agreement(run: ArmRun) -> SystemOutputs:
 
 def _token_agreement(run: ArmRun) -> SystemOutputs:
     """Target tokens at which the student's likeliest token is the teacher's, row by row."""
-    table = run.predictions
-    tokens, best, teacher = table.tokens, table.student.best, table.teacher.best
-    assert best is not None, "a run of a language model keeps its likeliest tokens"
-    assert teacher is not None, "agreement is computed if the teacher's answers are kept"
-    same = [np.sum(ours == theirs) for ours, theirs in zip(best, teacher, strict=True)]
+    tokens, agreed = run.predictions.tokens, run.predictions.agreed
+    assert agreed is not None, "agreement is computed if the teacher's answers are kept"
 
     def value(sums: Array) -> Array:
         shares: Array = 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
         return shares
 
-    return SufficientStats(np.column_stack([same, tokens]).astype(float), value, tokens)
+    return SufficientStats(np.column_stack([agreed, tokens]).astype(float), value, tokens)
 
 
 def text_outputs(run: ArmRun, metric: str) -> SystemOutputs:

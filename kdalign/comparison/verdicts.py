@@ -360,7 +360,7 @@ def _one_number(task: str, pairs: Pairs) -> _Outputs | None:
 
 def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | None:
     """Agreement with the teacher that both arms had; None if there was none, or not the same one."""
-    if any(run.teacher_answers is None for pair in pairs for run in pair) or not _same_tokens(pairs):
+    if not all(run.keeps_agreement for pair in pairs for run in pair) or not _same_tokens(pairs):
         return None
     scores = [run.record.first_scores.agreement for pair in pairs for run in pair]
     reason = _undefined(score for score in scores if score is not None)
@@ -368,10 +368,7 @@ def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | No
         notes[f"{task}/agreement: undefined for a run ({reason}), no verdict"] = None
         return None
     for ours, theirs in pairs:
-        answers, others = ours.teacher_answers, theirs.teacher_answers
-        assert answers is not None
-        assert others is not None
-        if not np.array_equal(answers, others):
+        if not ours.has_teacher_of(theirs):
             notes[f"{task}: {ours.name} and {theirs.name} had different teachers, no verdict on agreement"] = None
             return None
     our_outputs, their_outputs = ([agreement_outputs(run) for run in side] for side in zip(*pairs, strict=True))

@@ -274,13 +274,17 @@ def token_metrics(family: str) -> tuple[str, ...]:
 
 def token_agreement(student: TokenPredictions, teacher: TokenPredictions, interval: bool) -> Score:
     """Compute the share of target tokens at which both models find the same token likeliest, in per cent."""
-    same = np.add.reduceat(student.best == teacher.best, _starts(student.tokens), dtype=np.int64)
-    same = np.where(student.tokens > 0, same, 0)
-    total = int(student.tokens.sum())
-    low, high = ratio_interval(same, student.tokens) if interval else (None, None)
+    agreed = np.add.reduceat(student.best == teacher.best, _starts(student.tokens), dtype=np.int64)
+    return agreement_score(np.where(student.tokens > 0, agreed, 0), student.tokens, interval)
+
+
+def agreement_score(agreed: Array, tokens: Array, interval: bool) -> Score:
+    """Compute the share of (rows,) agreed tokens in all of them, in per cent."""
+    total = int(tokens.sum())
+    low, high = ratio_interval(agreed, tokens) if interval else (None, None)
     return Score(
         "agreement",
-        100.0 * float(same.sum()) / total,
+        100.0 * float(agreed.sum()) / total,
         "%",
         total,
         True,

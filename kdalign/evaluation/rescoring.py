@@ -23,7 +23,7 @@ from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
 from kdalign.runs.discovery import RunGroup, discover, evaluations_in, read_evaluation
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import check_weights, read_checked
-from kdalign.runs.prediction_table import ModelColumns, PredictionTable, TokenPredictions, read_predictions
+from kdalign.runs.prediction_table import ModelColumns, PredictionTable, read_predictions
 from kdalign.runs.record import RECORD
 
 if TYPE_CHECKING:
@@ -226,15 +226,13 @@ class RecordedPredictions:
 
     def agreement(self) -> Rescored:
         """Compute the agreement of model and teacher."""
-        ours, theirs = self.table.student.answers, self.table.teacher.answers
+        ours, theirs, agreed = self.table.student.values, self.table.teacher.values, self.table.agreed
+        if agreed is not None:
+            from kdalign.evaluation.likelihood import agreement_score
+
+            return agreement_score(agreed, self.table.tokens, interval=True)
         if ours is None or theirs is None:
             return "its teacher's predictions are not kept"
-        if self.table.of_tokens:
-            from kdalign.evaluation.likelihood import token_agreement
-
-            tokens, nll = self.table.tokens, np.zeros(len(self.table.tokens))
-            pair = TokenPredictions(nll, tokens, ours), TokenPredictions(nll, tokens, theirs)
-            return token_agreement(*pair, interval=True)
         metric = METRICS["pearson" if ours.dtype.kind == "f" else "accuracy"]
         return replace(_score(metric, ours, theirs), metric=AGREEMENT)
 

@@ -26,7 +26,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.recipe.task_defaults import DEFAULTED, is_missing
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.prediction_table import ARCHIVED, PREDICTION, SHARED, check_predictions, read_predictions
+from kdalign.runs.prediction_table import AGREED, ARCHIVED, PREDICTION, SHARED, check_predictions, read_predictions
 from kdalign.runs.record import RunRecord, read_record
 from kdalign.runs.seal import seal_of
 
@@ -188,7 +188,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _read_answers(file: Path) -> dict[str, Array]:
-    frame = read_predictions(file).frame
+    table = read_predictions(file)
+    frame = table.frame if table.agreed is None else table.frame.assign(**{AGREED: table.agreed})
     return {name: frame[name].to_numpy() for name in ARCHIVED if name in frame.columns}
 
 

@@ -13,6 +13,8 @@ column                   value in a row             written for
 ``best``                 likeliest tokens, a list   the same
 ``teacher_nll``          nats                       the same, if the teacher shares the tokenizer
 ``teacher_best``         likeliest tokens, a list   the same
+``agreed``               tokens at which both       the same, in archives: in place of both lists
+                         likeliest are equal
 ``text``                 number of the text         totals by text: with ``nll`` and ``tokens`` alone
 =======================  =========================  ===================================================
 
@@ -42,13 +44,13 @@ MOST_CLASSES = 10_000
 
 PREDICTION, LABEL, TEACHER = "prediction", "label", "teacher"
 LOGIT = "logit/"
-NLL, TOKENS, BEST, TEXT = "nll", "tokens", "best", "text"
+NLL, TOKENS, BEST, AGREED, TEXT = "nll", "tokens", "best", "agreed", "text"
 OF_TEACHER = "teacher_"
 """Prefix of the teacher's ``logit/NAME``, ``nll`` and ``best``."""
 
-ARCHIVED = (PREDICTION, LABEL, TEACHER, NLL, TOKENS)
+ARCHIVED = (PREDICTION, LABEL, TEACHER, NLL, TOKENS, OF_TEACHER + NLL, AGREED)
 """Columns that an ablation's archive keeps."""
-SHARED = (LABEL, TEACHER, TOKENS)
+SHARED = (LABEL, TEACHER, TOKENS, OF_TEACHER + NLL)
 """Those of them that are equal in runs on the same data with the same teacher."""
 _VALUES = (PREDICTION, LABEL, TEACHER)
 
@@ -114,13 +116,6 @@ class ModelColumns:
         """Likeliest tokens, (rows,) of arrays."""
         return self._column(self.prefix + BEST)
 
-    @property
-    def answers(self) -> Array | None:
-        """Answers that agreement compares: (all target tokens,) of a language model, else (examples,)."""
-        if NLL not in self.frame.columns:
-            return self.values
-        return None if self.best is None else np.concatenate(list(self.best))
-
     def _column(self, name: str) -> Array | None:
         return self.frame[name].to_numpy() if name in self.frame.columns else None
 
@@ -162,6 +157,17 @@ class PredictionTable:
         """Target tokens of each row of likelihoods, (rows,)."""
         counts: Array = self.frame[TOKENS].to_numpy()
         return counts
+
+    @property
+    def agreed(self) -> Array | None:
+        """Target tokens of each row at which the student's likeliest token is the teacher's, (rows,)."""
+        if AGREED in self.frame.columns:
+            kept: Array = self.frame[AGREED].to_numpy()
+            return kept
+        ours, theirs = self.student.best, self.teacher.best
+        if ours is None or theirs is None:
+            return None
+        return np.array([int(np.sum(a == b)) for a, b in zip(ours, theirs, strict=True)], dtype=np.int64)
 
 
 def write_predictions(
@@ -259,7 +265,7 @@ def check_predictions(frame: "pd.DataFrame", where: str, n: int | None = None) -
     if n is not None and PREDICTION in names and LABEL not in names:
         raise UsageError(f"{where} has no column 'label': the answers to a split that was scored are kept with labels")
     for name in names:
-        if name in (*_VALUES, NLL, OF_TEACHER + NLL, TOKENS) or name.startswith((LOGIT, OF_TEACHER + LOGIT)):
+        if name in (*_VALUES, NLL, OF_TEACHER + NLL, TOKENS, AGREED) or name.startswith((LOGIT, OF_TEACHER + LOGIT)):
             _check_numbers(frame[name].to_numpy(), name, where)
     _check_classes(frame, where)
     _check_tokens(frame, where)
@@ -308,6 +314,9 @@ def _check_tokens(frame: "pd.DataFrame", where: str) -> None:
     tokens = frame[TOKENS].to_numpy()
     if tokens.dtype.kind == "f" or (len(tokens) and tokens.min() < 0):
         raise UsageError(f"{where}: column 'tokens' does not count tokens")
+    agreed = frame[AGREED].to_numpy() if AGREED in frame.columns else tokens
+    if agreed.dtype.kind == "f" or (agreed < 0).any() or (agreed > tokens).any():
+        raise UsageError(f"{where}: column 'agreed' does not count some of the tokens")
     for name in (name for name in (BEST, OF_TEACHER + BEST) if name in frame.columns):
         for row, (best, count) in enumerate(zip(frame[name], tokens, strict=True), 1):
             if not isinstance(best, np.ndarray) or best.dtype.kind not in "iu" or best.shape != (count,):

@@ -85,7 +85,7 @@ def classifier(path, task, right, seed=0, teacher=True, luck=0, **changes):
     return finished(path, task, made, seed, **changes)
 
 
-def modeller(path, worse=0.0, seed=0, shift=0, words=500):
+def modeller(path, worse=0.0, seed=0, shift=0, words=500, teacher=2.5):
     """A run of a language model on 80 rows of tokens, and its teacher's answers."""
     generator = np.random.default_rng(1)
     tokens = generator.integers(5, 20, 80) + shift
@@ -93,7 +93,8 @@ def modeller(path, worse=0.0, seed=0, shift=0, words=500):
     best = generator.integers(0, 50, tokens.sum())
     off = np.random.default_rng([seed, int(100 * worse)]).random(len(best)) < 0.3 + worse
     ours = TokenPredictions(nll, tokens, np.where(off, 99, best))
-    write_token_predictions(RunFolder(path).predictions("validation"), ours, TokenPredictions(nll, tokens, best))
+    theirs = TokenPredictions(tokens * teacher, tokens, best)
+    write_token_predictions(RunFolder(path).predictions("validation"), ours, theirs)
     total = nll.sum()
     values = {"ppl": float(np.exp(total / tokens.sum())), "word_ppl": float(np.exp(total / words))}
     return finished(path, "lm", values, seed, n=80, units={"ppl": int(tokens.sum()), "word_ppl": words})
@@ -272,6 +273,26 @@ def test_a_lower_perplexity_is_better_and_its_words_are_the_splits(tmp_path, see
         assert (one.verdict.word, one.verdict.n) == ("better", 80)
         assert one.verdict.low > 0
     assert found(judgement, "ours", "lm/agreement").verdict.difference > 0
+
+
+def test_an_archive_gives_the_verdict_of_its_runs_on_agreement(tmp_path):
+    arms = {name: {("lm", 0): modeller(tmp_path / name, worse)} for name, worse in (("base", 0.1), ("ours", 0.0))}
+    whole = found(compare_arms(arms, "base"), "ours", "lm/agreement").verdict
+    for runs in arms.values():
+        run = runs["lm", 0]
+        table = run.predictions.frame
+        same = [int((ours == theirs).sum()) for ours, theirs in zip(table["best"], table["teacher_best"], strict=True)]
+        kept = {"nll": table["nll"], "tokens": table["tokens"], "agreed": same, "teacher_nll": table["teacher_nll"]}
+        runs["lm", 0] = replace(run, archived={"validation": {name: np.array(each) for name, each in kept.items()}})
+    assert found(compare_arms(arms, "base"), "ours", "lm/agreement").verdict == whole
+    assert whole.word == "better"
+
+
+def test_agreement_with_other_language_models_is_not_compared(tmp_path):
+    arms = {"a": {("lm", 0): modeller(tmp_path / "a")}, "b": {("lm", 0): modeller(tmp_path / "b", teacher=2.6)}}
+    judgement = compare_arms(arms, "a")
+    assert [one.key for one in judgement.verdicts] == ["lm/ppl", "lm/word_ppl"]
+    assert any("had different teachers, no verdict on agreement" in note for note in judgement.notes)
 
 
 def test_perplexities_over_different_tokens_have_no_verdict(tmp_path):

@@ -70,6 +70,8 @@ def test_the_results_of_a_task_file_are_read_where_the_file_is_not(tmp_path):
     file.unlink()
     [result] = read_all_archived(tmp_path)
     assert result.record.parsed_recipe().objective.temperature == 1  # the default of texts, not of classes
+    answers = result.answers["validation"]
+    assert (answers["agreed"].tolist(), answers["teacher_nll"].tolist()) == ([3] * 10, [3.0] * 10)
     changed = tmp_path / "ablation.yaml"
     changed.write_text(changed.read_text().replace("max_steps: 6", "max_steps: 7"))
     with pytest.raises(UsageError, match=r"of another recipe, train\.max_steps differ"):

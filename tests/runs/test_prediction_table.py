@@ -53,6 +53,8 @@ def test_classes_that_are_none_are_refused_by_their_column(
     ("changed", "said"),
     [
         ({"tokens": [1, -2]}, "'tokens' does not count tokens"),
+        ({"agreed": [1, 3]}, "'agreed' does not count some of the tokens"),
+        ({"agreed": [-1, 0]}, "'agreed' does not count some of the tokens"),
         ({"tokens": [1, 3]}, "row 2: 'best' does not hold its 3 tokens"),
         ({"best": ["a", "b"]}, "row 1: 'best' does not hold its 1 tokens"),
         ({"nll": ["a", "b"]}, "column 'nll' does not hold numbers"),
