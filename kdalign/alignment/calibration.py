@@ -167,8 +167,9 @@ def _capture_all(
     """Capture the hidden states of the student and of its teachers, at the student's positions."""
     theirs: dict[Layer, Tensor] = {}
     for number, teacher in enumerate(teachers):
-        signals = _features(teacher, batch.teacher_inputs)
-        signals = signals if batch.matching is None else signals.moved(batch.matching)
+        read = batch.read_by(number)
+        signals = _features(teacher, read.teacher_inputs)
+        signals = signals if read.matching is None else signals.moved(read.matching)
         theirs |= {
             Layer(stack_of_teacher(number, layer.stack), layer.number): hidden
             for layer, hidden in signals.hidden.items()

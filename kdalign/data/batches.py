@@ -67,13 +67,16 @@ class TokenizedSplit:
         bytes: number of bytes of that text in UTF-8; 0 if not counted.
         groups: (rows,), group of each row that an interval resamples as one, such as the rows of a text; None if each
             row is its own.
-        covered: number of characters in tokens of both tokenizers, and of all (white space aside); None with one.
+        covered: number of characters in tokens of both tokenizers (of several teachers, for each other one), and of
+            all (white space aside); None with one.
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
         ends: tokens by which answers end, the student's and the teacher's with another tokenizer; None elsewhere.
         form: how what precedes the targets is written, for a score's signature; empty if it is the texts alone.
         taught_by: (rows,), number of the teacher of each row, such as 0, 1, 0 where the second row is the second
             teacher's; None if every teacher teaches all rows.
+        readers: for each of several teachers whose tokenizers differ from one another, the prefix of its columns, or
+            None if it reads the student's; empty if all teachers read alike.
     """
 
     columns: dict[str, list[list[int]]]
@@ -84,7 +87,7 @@ class TokenizedSplit:
     words: int = 0
     passed_over: int = 0
     left_to_right: bool = False
-    covered: tuple[int, int] | None = None
+    covered: tuple[int, ...] | None = None
     bytes: int = 0
     groups: np.ndarray[Any, Any] | None = None
     labelled: np.ndarray[Any, Any] | None = None
@@ -92,6 +95,7 @@ class TokenizedSplit:
     ends: tuple[int, int] | None = None
     form: str = ""
     taught_by: np.ndarray[Any, Any] | None = None
+    readers: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -171,8 +175,29 @@ def _concatenate(arrays: Sequence[np.ndarray[Any, Any] | None]) -> np.ndarray[An
     return np.concatenate(known) if len(known) == len(arrays) else None
 
 
-def _merge_extra(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
-    return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
+def _merge_extra(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if one is None or other is None else tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch in the tokens of a teacher with another tokenizer.
+
+    Attributes:
+        inputs: tensors (batch, theirs) by name, ``attention_mask`` among them.
+        matching: alignment of the teacher's positions with the student's.
+    """
+
+    inputs: dict[str, Tensor]
+    matching: TokenAlignment
+
+    def to(self, device: torch.device) -> "Reading":
+        """Move the reading to a device."""
+        return Reading({name: each.to(device) for name, each in self.inputs.items()}, self.matching.to(device))
+
+    def select(self, rows: Int[Tensor, "rows"]) -> "Reading":
+        """Select rows of the batch."""
+        return Reading({name: each[rows] for name, each in self.inputs.items()}, self.matching.select(rows))
 
 
 @dataclass(frozen=True)
@@ -194,6 +219,8 @@ class Batch:
         taught_by: (batch,), number of the teacher of each row, from 0; None if every teacher teaches all rows.
         returned: (batch, time), false where a teacher behind an API returned no tokens, such as within a word that it
             divides otherwise; None if there is no such position.
+        readings: for each of several teachers whose tokenizers differ from one another, what it reads, or None if it
+            reads the student's tokens; empty if all teachers read alike.
     """
 
     inputs: dict[str, Tensor]
@@ -207,6 +234,16 @@ class Batch:
     labelled: Bool[Tensor, "batch"] | None = None
     taught_by: Int[Tensor, "batch"] | None = None
     returned: Bool[Tensor, "batch time"] | None = None
+    readings: tuple[Reading | None, ...] = ()
+
+    def read_by(self, teacher: int) -> "Batch":
+        """Return the batch as one of several teachers reads it, by its number from 0."""
+        if not self.readings:
+            return self
+        reading = self.readings[teacher]
+        if reading is None:
+            return replace(self, readings=())
+        return replace(self, readings=(), other_inputs=reading.inputs, matching=reading.matching)
 
     @property
     def supervised(self) -> Bool[Tensor, "batch"]:
@@ -243,7 +280,14 @@ class Batch:
 
     @property
     def compared(self) -> Bool[Tensor, "batch time"]:
-        """(batch, time), real tokens of counted examples that some teacher position is aligned with."""
+        """(batch, time), real tokens of counted examples that some position of every teacher is aligned with.
+
+        Where rows are divided among teachers, of the row's own.
+        """
+        if self.readings:
+            masks = torch.stack([self.read_by(number).compared for number in range(len(self.readings))])
+            by = self.taught_by
+            return masks.all(dim=0) if by is None else masks[by, torch.arange(len(by), device=by.device)]
         return self.tokens if self.matching is None else self.tokens & self.matching.compared
 
     @property
@@ -273,6 +317,7 @@ class Batch:
             None if self.labelled is None else self.labelled.to(device),
             None if self.taught_by is None else self.taught_by.to(device),
             None if self.returned is None else self.returned.to(device),
+            tuple(None if each is None else each.to(device) for each in self.readings),
         )
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Batch":
@@ -295,6 +340,7 @@ class Batch:
             labelled=of(self.labelled),
             taught_by=of(self.taught_by),
             returned=of(self.returned),
+            readings=tuple(None if each is None else each.select(rows) for each in self.readings),
         )
 
 
@@ -333,16 +379,16 @@ def collate(
         inputs |= _permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
-    other = matching = None
-    if TEACHER + "input_ids" in columns:
-        names = [name for name in inputs if name.startswith(TEACHER)]
-        other = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
-        other["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
-        matching = align_tokens(_pop_spans(inputs, ""), _pop_spans(other, ""), encoded.left_to_right)
-        if "decoder_input_ids" in other:
-            other["decoder_attention_mask"] = _mask(columns[TEACHER + "decoder_input_ids"], width).long()
-            of_targets = align_tokens(_pop_spans(inputs, DECODER), _pop_spans(other, DECODER), left_to_right=True)
-            matching = replace(matching, decoder=of_targets)
+    alone, readings = None, tuple[Reading | None, ...]()
+    if encoded.readers or TEACHER + "input_ids" in columns:
+        places = {part: _pop_spans(inputs, part) for part in ("", DECODER) if f"{part}start" in inputs}
+        read = {
+            prefix: _read(columns, inputs, prefix, places, encoded.left_to_right, width)
+            for prefix in dict.fromkeys(encoded.readers or (TEACHER,))
+            if prefix is not None
+        }
+        alone = read.get(TEACHER)
+        readings = tuple(None if prefix is None else read[prefix] for prefix in encoded.readers)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
@@ -352,7 +398,28 @@ def collate(
     each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
     told = None if returned is None else returned == 1
     counts = torch.full((len(rows),), counted)
-    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told)
+    other, matching = (None, None) if alone is None else (alone.inputs, alone.matching)
+    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told, readings)
+
+
+def _read(
+    columns: dict[str, list[list[int]]],
+    inputs: dict[str, Tensor],
+    prefix: str,
+    places: dict[str, Tensor],
+    left_to_right: bool,
+    width: int | None,
+) -> Reading:
+    """Take a teacher's columns out of the padded inputs, and align them by the places of the student's tokens."""
+    names = [name for name in inputs if name.startswith(prefix)]
+    other = {name.removeprefix(prefix): inputs.pop(name) for name in names}
+    other["attention_mask"] = _mask(columns[prefix + "input_ids"], width).long()
+    matching = align_tokens(places[""], _pop_spans(other, ""), left_to_right)
+    if "decoder_input_ids" in other:
+        other["decoder_attention_mask"] = _mask(columns[prefix + "decoder_input_ids"], width).long()
+        of_targets = align_tokens(places[DECODER], _pop_spans(other, DECODER), left_to_right=True)
+        matching = replace(matching, decoder=of_targets)
+    return Reading(other, matching)
 
 
 def _pop_spans(inputs: dict[str, Tensor], part: str) -> Int[Tensor, "batch time 2"]:
@@ -389,8 +456,9 @@ def _permutation_masks(order: Int[Tensor, "batch time"], real: Bool[Tensor, "bat
 
 
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
-    """Iterate over the teacher's inputs, one text or packed row at a time, with the mask of real tokens."""
-    for batch in batches:
+    """Iterate over the (first) teacher's inputs, a text or packed row at a time, with the mask of real tokens."""
+    for each in batches:
+        batch = each.read_by(0)
         inputs = batch.teacher_inputs
         kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
         yield kept | {"attention_mask": batch.teacher_real.long()}

@@ -41,6 +41,35 @@ def tokenize_labelled_dual(
     return replace(both, covered=_coverage(texts, ours.columns, theirs.columns))
 
 
+def tokenize_labelled_several(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    readers: Sequence[PreTrainedTokenizerBase | None],
+    max_length: int,
+) -> TokenizedSplit:
+    """Tokenize a split with labels for several teachers with tokenizers of their own.
+
+    Args:
+        examples: rows of train.
+        tokenizer: the student's.
+        readers: each teacher's tokenizer; None for one that reads the student's tokens. Equal ones are one object.
+        max_length: most tokens of each.
+    """
+    both = tokenize_labelled(examples, tokenizer, max_length, spans=True)
+    texts = [" ".join(each) for each in zip(*examples.texts, strict=True)]
+    prefixes: dict[int, str] = {}
+    covered: list[int] = []
+    for number, reader in enumerate(readers):
+        if reader is not None and id(reader) not in prefixes:
+            prefixes[id(reader)] = prefix = f"teacher {number + 1} "
+            theirs = tokenize_labelled(examples, reader, max_length, spans=True)
+            common, characters = _coverage(texts, both.columns, theirs.columns)
+            covered.append(common)
+            both = _join(both, theirs, left_to_right=False, prefix=prefix)
+    own = tuple(None if reader is None else prefixes[id(reader)] for reader in readers)
+    return replace(both, readers=own, covered=(*covered, characters))
+
+
 def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> TokenizedSplit:
     """Tokenize documents by both tokenizers, to train a language model (``masked`` or ``causal``) of a family.
 
@@ -103,10 +132,10 @@ def _special_spans(frame: tuple[list[int], list[int]], classes: int | None) -> d
     return {"input_ids": frame, "start": starts, "end": ([end for _, end in before], [end for _, end in after])}
 
 
-def _join(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -> TokenizedSplit:
+def _join(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool, prefix: str = TEACHER) -> TokenizedSplit:
     """Join both encodings of the same rows."""
-    columns = ours.columns | {TEACHER + name: column for name, column in theirs.columns.items()}
-    pad = ours.pad | {TEACHER + name: value for name, value in theirs.pad.items()}
+    columns = ours.columns | {prefix + name: column for name, column in theirs.columns.items()}
+    pad = ours.pad | {prefix + name: value for name, value in theirs.pad.items()}
     truncated = max(ours.truncated, theirs.truncated)
     return replace(ours, columns=columns, pad=pad, truncated=truncated, left_to_right=left_to_right)
 

@@ -175,8 +175,17 @@ def _check_from_scratch(recipe: Recipe, adapter: TaskAdapter, student: ScratchSt
     checkpoint_files.check_positions(student.name, student.positions, recipe.data.max_length)
 
 
-def check_tokenizers(recipe: Recipe, adapter: TaskAdapter, student: StudentSource, tokenizers: TokenizerPair) -> None:
+def check_tokenizers(
+    recipe: Recipe, adapter: TaskAdapter, student: StudentSource, tokenizers: TokenizerPair, others: bool
+) -> None:
     """Refuse tokenizers that cannot read the task, or not together.
+
+    Args:
+        recipe: the run's.
+        adapter: the task's adapter.
+        student: the run's.
+        tokenizers: of student and first teacher.
+        others: true if another teacher reads other tokens than the student.
 
     Raises:
         UsageError: the tokenizer, and what it lacks.
@@ -201,7 +210,7 @@ def check_tokenizers(recipe: Recipe, adapter: TaskAdapter, student: StudentSourc
         _check_decoder_starts(adapter, student)
         for checkpoint in filter(None, (teacher, student.checkpoint)):
             adapter.check_packing(checkpoint)
-    _check_corruption(recipe.data.augment, tokenizers)
+    _check_corruption(recipe.data.augment, tokenizers, tokenizers.differ or others)
 
 
 def _check_decoder_starts(adapter: TaskAdapter, student: StudentSource) -> None:
@@ -217,12 +226,12 @@ def _check_decoder_starts(adapter: TaskAdapter, student: StudentSource) -> None:
         )
 
 
-def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair) -> None:
+def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair, differ: bool) -> None:
     """Refuse changes to tokens that these tokenizers do not allow."""
     if not augment.corrupts:
         return
     setting = f"data.augment.by={augment.by}"
-    if tokenizers.differ:
+    if differ:
         raise UsageError(f"{setting} changes tokens, and teacher and student read different ones (accepted: masked-lm)")
     if augment.by == "spans" and tokenizers.student is not None and tokenizers.student.mask_token_id is None:
         raise UsageError(f"{setting} needs a mask token, which the tokenizer lacks (accepted: cutoff)")

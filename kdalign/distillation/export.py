@@ -20,7 +20,7 @@ from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenization import fingerprint, with_token_types
 from kdalign.distillation.checks import join_by_name
 from kdalign.distillation.load import LoadedModels
-from kdalign.distillation.prepare import PreparedRun, resume_command
+from kdalign.distillation.prepare import PreparedRun, resume_command, teacher_role
 from kdalign.distillation.tokenize import TokenizedRun
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
@@ -387,6 +387,9 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
         }
     findings = [finding for finding in run.findings if finding.allowed or finding.what not in _MACHINE]
     facts["checks"] = join_by_name([*((finding.what, finding.said) for finding in findings), *run.folder.findings])
+    if any(texts.overlaps):
+        apart = {teacher_role(number): each.facts for number, each in enumerate(texts.overlaps) if each is not None}
+        facts["tokenizers_by_teacher"] = apart
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 

@@ -183,10 +183,11 @@ def _answers(opened: OpenedRun, teachers: Sequence[LoadedTeacher], accelerator: 
             answers = {split: predict(models[0], e) for split, e in texts.reported_to_teacher.items()}
             return _Answers(answers, watched, findings=findings)
         mixing = mixing_of(run.recipe)
-        watched, _ = predict_ensemble(run.adapter, models, texts.watched_by_teacher, mixing)
+        watched, _ = predict_ensemble(run.adapter, models, [read.watched for read in texts.read_by], mixing)
         findings = check_scored_teacher(opened, watched)
         said = {
-            split: predict_ensemble(run.adapter, models, e, mixing) for split, e in texts.reported_to_teacher.items()
+            split: predict_ensemble(run.adapter, models, [read.reported[split] for read in texts.read_by], mixing)
+            for split in texts.reported
         }
     except NotFinite as error:
         names = " or ".join(repr(teacher.name) for teacher in run.teachers)
@@ -199,19 +200,20 @@ def load_teachers(
     run: PreparedRun, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
 ) -> tuple[LoadedTeacher, ...]:
     """Load the teachers, fine-tuning each first that has no head; none without a teacher."""
-    return tuple(_load_teacher(run, each, recipe, accelerator, bf16, observer) for each in run.teachers)
+    return tuple(_load_teacher(run, number, recipe, accelerator, bf16, observer) for number in range(len(run.teachers)))
 
 
 def _load_teacher(
-    run: PreparedRun, teacher: Checkpoint, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
+    run: PreparedRun, number: int, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
 ) -> LoadedTeacher:
+    teacher = run.teachers[number]
     if needs_finetuning(run.adapter, teacher):
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
-        assert run.tokenizers.teacher is not None, "a teacher has a tokenizer"
-        encoded = run.adapter.tokenize(run.splits.train, run.tokenizers.teacher, teacher.config, scored=False)
+        tokenizer = run.tokenizer_of(number)
+        encoded = run.adapter.tokenize(run.splits.train, tokenizer, teacher.config, scored=False)
         ranks, device = accelerator.num_processes, accelerator.device.type
         job = FinetuneJob(teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
-        model, head = job.run(run.tokenizers.teacher, accelerator, observer)
+        model, head = job.run(tokenizer, accelerator, observer)
         return LoadedTeacher(model, head, checkpoint_files.find_checkpoint(str(job.path)).hash)
     return LoadedTeacher(run.adapter.load_model(teacher, fresh_head=False, seed=0), "its own", teacher.hash)
 

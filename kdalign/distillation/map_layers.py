@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.alignment.calibration import CALIBRATION_TOKENS, UNTRAINED, measure_layer_map
 from kdalign.alignment.layer_maps import is_measured_map
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import TokenizedSplit, teacher_inputs
-from kdalign.data.dual_tokenization import tokenize_labelled_dual
+from kdalign.data.dual_tokenization import tokenize_labelled_dual, tokenize_labelled_several
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask, find_task, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
+from kdalign.distillation.several_teachers import find_readers
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, join_teachers, layout_of, vocabulary_size
@@ -89,7 +90,8 @@ def plan_layers(
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, *positions.values())
     for name, longest in positions.items():
         checkpoint_files.check_positions(name, longest, max_length)
-    encoded, source = _read(reading, tokenizers, theirs.config, max_length)
+    readers = find_readers(teachers, tokenizers)
+    encoded, source = _read(reading, tokenizers, readers, theirs.config, max_length)
     big, *more = (check_read(loading.load_any(each)) for each in teachers)
     texts = teacher_inputs(sample_batches(encoded, 0, CALIBRATION_TOKENS))
     small = student.build(StudentInputs(loading.load_any, tokenizers, texts, 0, big))
@@ -112,7 +114,11 @@ def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: s
 
 
 def _read(
-    reading: CalibrationTexts, tokenizers: TokenizerPair, config: PretrainedConfig, max_length: int
+    reading: CalibrationTexts,
+    tokenizers: TokenizerPair,
+    readers: Sequence[PreTrainedTokenizerBase | None],
+    config: PretrainedConfig,
+    max_length: int,
 ) -> tuple[TokenizedSplit, str]:
     task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
     examples = load_examples(task, task.train) if isinstance(task, ClassificationTask) else load_texts(task, task.train)
@@ -120,6 +126,10 @@ def _read(
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
     family = layout_of(config).family
+    if readers and family != "masked":
+        raise UsageError("teachers with different tokenizers are compared as encoders alone (accepted: the same one)")
+    if readers:
+        return tokenize_labelled_several(examples, tokenizers.student, readers, max_length), task.name
     if family != "seq2seq" and tokenizers.differ:
         both = tokenizers.student, tokenizers.teacher
         return tokenize_labelled_dual(examples, both, max_length, family == "causal"), task.name

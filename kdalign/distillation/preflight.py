@@ -57,12 +57,10 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     both.append(("student", student))
     if len(run.teachers) > 1:
         yield _combined(run)
-    if tokenizers.differ:
-        yield Finding("tokenizers", "two; positions are matched by the characters of their tokens")
-    elif theirs is not None:
-        yield Finding("tokenizers", "one: every token has the same number")
-    if theirs is not None and tokenizers.teacher is not None:
-        yield from _special_tokens("teacher", theirs, tokenizers.teacher)
+    if theirs is not None:
+        yield Finding("tokenizers", _tokenizers(run))
+    for number, teacher in enumerate(run.teachers[: max(1, len(run.readers))]):
+        yield from _special_tokens(teacher_role(number), teacher.config, run.tokenizer_of(number))
     if tokenizers.student is not None:
         yield from _special_tokens("student", student, tokenizers.student)
     yield from token_findings(run, student)
@@ -83,6 +81,15 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
         yield Finding("no effect", "; ".join(idle))
     yield from _leaks(run)
     yield from _room(run, theirs, student)
+
+
+def _tokenizers(run: PreparedRun) -> str:
+    if run.readers:
+        apart = [teacher_role(number) for number, each in enumerate(run.readers) if each is not None]
+        return f"other than the student's: {', '.join(apart)}; positions are matched by the characters of their tokens"
+    if run.tokenizers.differ:
+        return "two; positions are matched by the characters of their tokens"
+    return "one: every token has the same number"
 
 
 def _combined(run: PreparedRun) -> Finding:

@@ -28,6 +28,7 @@ from kdalign.distillation.several_teachers import (
     check_divided_terms,
     check_rows,
     check_teachers,
+    find_readers,
     find_teachers,
     plan_shares,
 )
@@ -64,6 +65,8 @@ class PreparedRun:
         augmenting: masked language model that writes new texts like those of train; None without one.
         findings: results of the checks by ``preflight``.
         teachers: checkpoints of all teachers, the student's own first; none for a student that is trained alone.
+        readers: tokenizers of several teachers, if they differ from one another; None for one that reads the student's
+            tokens.
     """
 
     recipe: Recipe
@@ -76,6 +79,7 @@ class PreparedRun:
     augmenting: Checkpoint | None
     findings: tuple[Finding, ...] = ()
     teachers: tuple[Checkpoint, ...] = ()
+    readers: tuple[PreTrainedTokenizerBase | None, ...] = ()
 
     @property
     def task(self) -> AnyTask:
@@ -129,6 +133,12 @@ class PreparedRun:
             **({} if generated is None else {"generation": generated}),
         }
 
+    def tokenizer_of(self, teacher: int) -> PreTrainedTokenizerBase:
+        """Return a teacher's tokenizer, by the teacher's number from 0."""
+        own = self.readers[teacher] or self.tokenizers.student if self.readers else self.tokenizers.teacher
+        assert own is not None, "a teacher has a tokenizer"
+        return own
+
     def student_config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """Return the student's configuration for its tokenizer, once that is trained."""
         return self.student.config(self.tokenizers.with_student(tokenizer))
@@ -162,9 +172,10 @@ def prepare(recipe: Recipe) -> PreparedRun:
     adapter = _find_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
-    check_teachers(recipe, adapter, teachers)
     tokenizers = student.tokenizers()
-    check_tokenizers(recipe, adapter, student, tokenizers)
+    readers = find_readers(teachers, tokenizers)
+    check_teachers(recipe, adapter, teachers, bool(readers))
+    check_tokenizers(recipe, adapter, student, tokenizers, any(readers))
     for other in teachers[1:] if not tokenizers.differ else ():
         adapter.check_packing(other)
     splits = load_splits(adapter, recipe)
@@ -194,6 +205,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
         folder=folder,
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
         teachers=teachers,
+        readers=readers,
     )
 
 

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.tasks import AnyTask, ClassificationTask, Examples
 from kdalign.errors import UsageError, did_you_mean, shorten
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.mixtures import Mixing
-from kdalign.models.tokenizer import load_tokenizer, same_tokenizer
+from kdalign.models.tokenizer import TokenizerPair, load_tokenizer, same_tokenizer
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import LayerTerm, Unit
 from kdalign.recipe import Recipe
@@ -29,8 +31,14 @@ def find_teachers(recipe: Recipe) -> tuple[Checkpoint, ...]:
     return tuple(find_checkpoint(name, recipe.revision) for name in recipe.teacher_names if recipe.loads_teacher)
 
 
-def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint]) -> None:
-    """Refuse teachers that cannot teach together: other tokenizers, other starts of targets, or no way to combine them.
+def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint], apart: bool) -> None:
+    """Refuse teachers that cannot teach together: other starts of targets, or no way to combine their answers.
+
+    Args:
+        recipe: the run's.
+        adapter: the task's adapter.
+        teachers: all of them.
+        apart: true if their tokenizers differ.
 
     Raises:
         UsageError: the teacher, how it differs from the first, and what is accepted.
@@ -38,14 +46,13 @@ def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Chec
     if len(teachers) < 2:
         return
     first, *others = teachers
-    ours = load_tokenizer(first)
+    if apart and adapter.predicts_tokens:
+        raise UsageError(
+            f"teachers {' and '.join(repr(each.name) for each in teachers)} have different tokenizers, so their "
+            f"distributions of tokens cannot be averaged (accepted: teachers of one tokenizer, the student's or "
+            f"another); distill from one after the other, with the first student as --student of the second run"
+        )
     for other in others:
-        if not same_tokenizer(ours, load_tokenizer(other)):
-            raise UsageError(
-                f"teachers {first.name!r} and {other.name!r} have different tokenizers, so their distributions "
-                f"cannot be averaged (accepted: teachers of one tokenizer, the student's or another); distill from "
-                f"one after the other, with the first student as --student of the second run"
-            )
         if adapter.head is HeadKind.SEQ2SEQ:
             begins = [int(each.config.decoder_start_token_id) for each in (first, other)]
             if begins[0] != begins[1]:
@@ -65,6 +72,29 @@ def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Chec
             f"teachers.by is not for task {adapter.task.name!r}: the embeddings of two teachers are in spaces of their "
             f"own, and the texts of a batch are compared with one another (accepted: mean, teachers.weights)"
         )
+
+
+def find_readers(
+    teachers: Sequence[Checkpoint], tokenizers: TokenizerPair
+) -> tuple[PreTrainedTokenizerBase | None, ...]:
+    """Return each teacher's tokenizer, None for one that reads the student's tokens; nothing if all read alike.
+
+    Raises:
+        UsageError: a tokenizer gives no characters to match tokens by.
+    """
+    if len(teachers) < 2:
+        return ()
+    found: list[PreTrainedTokenizerBase] = []
+    for teacher in teachers:
+        own = load_tokenizer(teacher)
+        found.append(next((other for other in found if same_tokenizer(other, own)), own))
+    if all(each is found[0] for each in found):
+        return ()
+    ours = tokenizers.student
+    named = zip(found, [teacher.name for teacher in teachers], strict=True)
+    for tokenizer, name in [*named, *([] if ours is None else [(ours, "the student")])]:
+        check_spans(tokenizer, name)
+    return tuple(None if ours is not None and same_tokenizer(ours, each) else each for each in found)
 
 
 def check_divided_terms(recipe: Recipe, objective: Objective) -> None:

@@ -12,10 +12,11 @@ from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
+from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tokenization import special_frame
 from kdalign.distillation.checks import UNSHARED, Finding
-from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.errors import UsageError, shorten
 from kdalign.models.architecture import vocabulary_size
 from kdalign.models.generation_settings import end_tokens, find_generation_settings
@@ -123,6 +124,8 @@ def _tokenize(run: PreparedRun, part: Examples, student: PretrainedConfig) -> To
     ours, theirs = run.tokenizers.student, run.tokenizers.teacher
     assert ours is not None, "a tokenizer that is still to be trained has no tokens"
     try:
+        if run.readers:
+            return tokenize_labelled_several(part, ours, run.readers, run.adapter.max_length)
         if run.tokenizers.differ and theirs is not None and run.teacher is not None:
             return run.adapter.tokenize_dual(part, (ours, theirs), (student, run.teacher.config))
         return run.adapter.tokenize(part, ours, student, scored=False)
@@ -134,19 +137,26 @@ def _tokenize(run: PreparedRun, part: Examples, student: PretrainedConfig) -> To
 
 def _beginnings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
     """Find two tokenizers that put other numbers of special tokens around a text."""
-    ours, theirs = run.tokenizers.student, run.tokenizers.teacher
-    if not run.tokenizers.differ or ours is None or theirs is None:
+    ours = run.tokenizers.student
+    if ours is None or not (run.readers or run.tokenizers.differ):
         return
     if _reads_answers(run):
         return  # each side's prompt is its own, and texts are matched from the answer's first character on
     encoded = _tokenize(run, _slice(run, 1, _SLICES[0][1]), student)
     if encoded is None or "start" not in encoded.columns:
         return
-    frames = [_frame(encoded, ours, ""), _frame(encoded, theirs, TEACHER)]
-    if len({(len(before), len(after)) for before, after in frames}) == 1 and not _added(ours) ^ _added(theirs):
+    prefixes = encoded.readers or (TEACHER,)
+    others = [
+        (teacher_role(number), run.tokenizer_of(number), prefix)
+        for number, prefix in enumerate(prefixes)
+        if prefix is not None
+    ]
+    frames = [_frame(encoded, tokenizer, prefix) for _, tokenizer, prefix in (("", ours, ""), *others)]
+    adds = {_added(tokenizer) for tokenizer in (ours, *(each for _, each, _ in others))}
+    if len({(len(before), len(after)) for before, after in frames}) == 1 and len(adds) == 1:
         return
     sides = []
-    for word, tokenizer, (before, after) in zip(("student", "teacher"), (ours, theirs), frames, strict=True):
+    for (word, tokenizer, _), (before, after) in zip((("student", ours, ""), *others), frames, strict=True):
         added = "" if _added(tokenizer) or not before else " (its tokenizer itself adds none)"
         begins = f"begin with {' '.join(before)}{added}" if before else "begin with the text"
         sides.append(f"the {word}'s rows {begins}" + (f" and end with {' '.join(after)}" if after else ""))

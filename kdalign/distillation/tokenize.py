@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.batches import TokenizedSplit, concatenate_splits
+from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.epochs import total_steps
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
@@ -17,7 +18,7 @@ from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import augment_texts
 from kdalign.distillation.preflight import NOTEWORTHY
-from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.models.heads import HeadKind
 from kdalign.objective.stages import check_steps
@@ -66,9 +67,10 @@ class TokenizedRun:
         unlabelled: rows without labels; None without any.
         watched: monitored slice of train, in the student's tokens.
         reported: splits that are scored, in the student's tokens.
-        watched_by_teacher: the same slice in the teacher's tokens.
-        reported_to_teacher: the same splits in the teacher's tokens.
-        across: overlap of tokenizers that differ; None for one tokenizer.
+        read_by: for each teacher the same slice and splits in its tokens; the student's without a teacher.
+        across: overlap of the student's tokenizer and that of all teachers, if they differ.
+        overlaps: overlap with each teacher's, if those of several differ from one another; None for one that reads the
+            student's tokens.
         copies: new texts that a model wrote of the labelled ones, then a part of ``train``.
     """
 
@@ -77,10 +79,28 @@ class TokenizedRun:
     unlabelled: TokenizedSplit | None
     watched: TokenizedSplit
     reported: Mapping[str, TokenizedSplit]
-    watched_by_teacher: TokenizedSplit
-    reported_to_teacher: Mapping[str, TokenizedSplit]
+    read_by: "tuple[ScoredTexts, ...]"
     across: TokenizerOverlap | None
+    overlaps: tuple[TokenizerOverlap | None, ...] = ()
     copies: TokenizedSplit | None = None
+
+    @property
+    def watched_by_teacher(self) -> TokenizedSplit:
+        """The monitored slice in the tokens of the teacher, of several the first."""
+        return self.read_by[0].watched
+
+    @property
+    def reported_to_teacher(self) -> Mapping[str, TokenizedSplit]:
+        """The reported splits in the tokens of the teacher, of several the first."""
+        return self.read_by[0].reported
+
+
+@dataclass(frozen=True)
+class ScoredTexts:
+    """The monitored slice of train and the reported splits in a model's tokens."""
+
+    watched: TokenizedSplit
+    reported: Mapping[str, TokenizedSplit]
 
 
 def student_tokenizer(run: PreparedRun) -> PreTrainedTokenizerBase:
@@ -106,14 +126,35 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
         unlabelled = _tokenize_for_training(run, run.splits.unlabelled.examples, tokenizer, config)
         train = labelled.with_unlabelled(unlabelled, run.splits.unlabelled.an_epoch)
     to_learn = train, labelled, unlabelled
-    watched, reported = _encode_scored(run, tokenizer, config)
+    own = _encode_scored(run, tokenizer, config)
+    if run.readers:
+        return _read_apart(run, tokenizer, TokenizedRun(*to_learn, own.watched, own.reported, (own,), None))
     if run.teacher is None or theirs is None or not run.tokenizers.differ:
-        return TokenizedRun(*to_learn, watched, reported, watched, reported, None)
+        return TokenizedRun(*to_learn, own.watched, own.reported, (own,) * max(1, len(run.teachers)), None)
     assert train.covered is not None, "two tokenizations are compared"
     shared = shared_vocabulary(tokenizer, theirs)
     shared = shared if train.ends is None else shared.with_pair(*train.ends)
-    together = TokenizerOverlap(*train.covered, shared, (len(tokenizer), len(theirs)))
-    return TokenizedRun(*to_learn, watched, reported, *_encode_scored(run, theirs, run.teacher.config), together)
+    covered, characters = train.covered
+    together = TokenizerOverlap(covered, characters, shared, (len(tokenizer), len(theirs)))
+    read = _encode_scored(run, theirs, run.teacher.config)
+    return TokenizedRun(*to_learn, own.watched, own.reported, (read,) * len(run.teachers), together)
+
+
+def _read_apart(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, texts: TokenizedRun) -> TokenizedRun:
+    """Add what teachers with tokenizers of their own read, and how their tokenizers overlap with the student's."""
+    assert texts.train.covered is not None, "several tokenizations are compared"
+    *covered, characters = texts.train.covered
+    counts = dict(zip(dict.fromkeys(filter(None, texts.train.readers)), covered, strict=True))
+    read_by, overlaps = list[ScoredTexts](), list[TokenizerOverlap | None]()
+    for teacher, reader, prefix in zip(run.teachers, run.readers, texts.train.readers, strict=True):
+        if reader is None or prefix is None:
+            read_by.append(texts.read_by[0])
+            overlaps.append(None)
+        else:
+            read_by.append(_encode_scored(run, reader, teacher.config))
+            entries, shared = (len(tokenizer), len(reader)), shared_vocabulary(tokenizer, reader)
+            overlaps.append(TokenizerOverlap(counts[prefix], characters, shared, entries))
+    return replace(texts, read_by=tuple(read_by), overlaps=tuple(overlaps))
 
 
 def with_augmentation(
@@ -154,6 +195,8 @@ def _tokenize_for_training(
     """Tokenize rows to train on; those of each of several teachers by themselves, so that no row is of two."""
 
     def tokenize(rows: Examples) -> TokenizedSplit:
+        if run.readers:
+            return tokenize_labelled_several(rows, tokenizer, run.readers, run.adapter.max_length)
         if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
             both = tokenizer, run.tokenizers.teacher
             return run.adapter.tokenize_dual(rows, both, (config, run.teacher.config))
@@ -167,15 +210,14 @@ def _tokenize_for_training(
     return concatenate_splits([replace(part, taught_by=np.full(len(part), number)) for number, part in encoded])
 
 
-def _encode_scored(
-    run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
-) -> tuple[TokenizedSplit, dict[str, TokenizedSplit]]:
+def _encode_scored(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ScoredTexts:
     def encode(examples: Examples) -> TokenizedSplit:
         encoded = run.adapter.tokenize(examples, tokenizer, config, scored=True)
         one_a_row = run.adapter.head is HeadKind.CLASSIFIER
         return replace(encoded, taught_by=row_teachers(run.recipe, examples)) if one_a_row else encoded
 
-    return encode(run.splits.watched), {split: encode(examples) for split, examples in run.splits.reported.items()}
+    reported = {split: encode(examples) for split, examples in run.splits.reported.items()}
+    return ScoredTexts(encode(run.splits.watched), reported)
 
 
 def announce_texts(
@@ -201,6 +243,9 @@ def announce_texts(
         _announce_cuts(splits.reported[split], encoded, recipe.data.max_length, observer)
     if texts.across is not None:
         observer.announce(str(texts.across))
+    for number, overlap in enumerate(texts.overlaps):
+        if overlap is not None:
+            observer.announce(f"{teacher_role(number)}: {overlap}")
 
 
 def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int, observer: Observer) -> None:

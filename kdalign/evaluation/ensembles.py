@@ -16,7 +16,7 @@ from kdalign.runs.prediction_table import Predictions
 
 
 def predict_ensemble(
-    adapter: TaskAdapter, models: Sequence[PreTrainedModel], encoded: TokenizedSplit, mixing: Mixing
+    adapter: TaskAdapter, models: Sequence[PreTrainedModel], encoded: Sequence[TokenizedSplit], mixing: Mixing
 ) -> tuple[AnyPredictions, list[AnyPredictions]]:
     """Predict a split by several models and by all of them as one; no label is read.
 
@@ -25,18 +25,18 @@ def predict_ensemble(
 
     Args:
         adapter: the task's.
-        models: models with one tokenizer.
-        encoded: the split, in their tokens.
+        models: models with one tokenizer if they predict tokens.
+        encoded: for each model, the split in its tokens.
         mixing: the models' weights.
 
     Returns:
         The predictions of all as one, and each model's own.
     """
     if adapter.predicts_tokens:
-        mixture, *each = predict_token_mixture(models, encoded, mixing)
+        mixture, *each = predict_token_mixture(models, encoded[0], mixing)
         return mixture, list(each)
-    own = [adapter.predict(model, encoded) for model in models]
-    return _mixed(own, adapter.head is HeadKind.CLASSIFIER, encoded.taught_by, mixing), own
+    own = [adapter.predict(model, each) for model, each in zip(models, encoded, strict=True)]
+    return _mixed(own, adapter.head is HeadKind.CLASSIFIER, encoded[0].taught_by, mixing), own
 
 
 def _mixed(own: Sequence[Predictions], classifier: bool, taught_by: Array | None, mixing: Mixing) -> Predictions:

@@ -74,8 +74,8 @@ class Activations:
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
-        matching: alignment by which a teacher with another tokenizer was moved to its student's positions; None if it
-            reads the same tokens.
+        matchings: for each teacher, the alignment by which it was moved to its student's positions; None if it reads
+            the same tokens.
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
         words: (entries, width), the student's input embeddings, if masked tokens are to be predicted.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
@@ -103,7 +103,7 @@ class Activations:
     shares: dict[Layer, Tensor] = field(default_factory=dict)
     filled: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))
-    matching: TokenAlignment | None = None
+    matchings: tuple[TokenAlignment | None, ...] = (None,)
     mixture: ClassMixture | None = None
     embeddings_of: tuple[tuple[float, Tensor], ...] = ()
 
@@ -138,7 +138,7 @@ class Activations:
             keys=at(self.keys),
             values=at(self.values),
             attention={layer: align_maps(layer, kept) for layer, kept in self.attention.items()},
-            matching=matching,
+            matchings=(matching,),
         )
 
 

@@ -18,7 +18,7 @@ _OF_LAYERS = ("hidden", "attention", "queries", "keys", "values")
 
 @dataclass(frozen=True)
 class SeveralTeachers:
-    """Teachers with one tokenizer, whose layers are named by ``stack_of_teacher``.
+    """Teachers whose layers are named by ``stack_of_teacher``; those that predict tokens have one tokenizer.
 
     A batch that says who teaches each row (``Batch.taught_by``) is divided among them, and none reads the others' rows;
     of any other, all teachers read all rows, and their answers are mixed.
@@ -35,8 +35,8 @@ class SeveralTeachers:
         """Give the answers of all teachers as one, and the activations of each one's layers."""
         if batch.taught_by is not None:
             return self._each_its_rows(batch, batch.taught_by, wanted)
-        said = [teacher(batch, _own(wanted, number)) for number, teacher in enumerate(self.teachers)]
-        both, first = _joined(said), said[0]
+        said = [teacher(batch.read_by(number), _own(wanted, number)) for number, teacher in enumerate(self.teachers)]
+        both, first = _joined(said, batch), said[0]
         if first.tokens is not None:
             assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
@@ -57,11 +57,10 @@ class SeveralTeachers:
         numbers = range(len(self.teachers))
         rows = [(taught_by == number).nonzero().squeeze(1) for number in numbers]
         said = [
-            teacher(batch.select(own) if len(own) else _stand_in(batch), _own(wanted, number))
+            teacher((batch.select(own) if len(own) else _stand_in(batch)).read_by(number), _own(wanted, number))
             for number, teacher, own in zip(numbers, self.teachers, rows, strict=True)
         ]
-        both = _joined([_spread(each, own, len(taught_by)) for each, own in zip(said, rows, strict=True)])
-        both.matching = batch.matching
+        both = _joined([_spread(each, own, len(taught_by)) for each, own in zip(said, rows, strict=True)], batch)
         if said[0].tokens is not None:
             assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
@@ -97,9 +96,9 @@ def _own(wanted: CaptureSpec, number: int) -> CaptureSpec:
     )
 
 
-def _joined(said: Sequence[Activations]) -> Activations:
+def _joined(said: Sequence[Activations], batch: Batch) -> Activations:
     """Join the activations of all teachers' layers, each under its teacher's name."""
-    both = Activations(matching=said[0].matching)
+    both = Activations(matchings=tuple(batch.read_by(number).matching for number in range(len(said))))
     for number, each in enumerate(said):
         for name in _OF_LAYERS:
             kept = vars(each)[name].items()
@@ -129,7 +128,10 @@ def _stand_in(batch: Batch) -> Batch:
     """Make a row of nothing but the first entry, for the shapes of what a teacher without rows would give."""
     row = batch.select(torch.zeros(1, dtype=torch.long, device=batch.counted.device))
     inputs = {name: torch.zeros_like(each) if name.endswith("input_ids") else each for name, each in row.inputs.items()}
-    other = row.other_inputs
-    if other is not None:
-        other = other | {"input_ids": torch.zeros_like(other["input_ids"])}
-    return replace(row, inputs=inputs, other_inputs=other)
+    other = None if row.other_inputs is None else _zeroed(row.other_inputs)
+    readings = tuple(each if each is None else replace(each, inputs=_zeroed(each.inputs)) for each in row.readings)
+    return replace(row, inputs=inputs, other_inputs=other, readings=readings)
+
+
+def _zeroed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return inputs | {"input_ids": torch.zeros_like(inputs["input_ids"])}

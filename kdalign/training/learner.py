@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kdalign.alignment.plan import Plan, cross_attention_layer
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import IGNORED, MASKED
-from kdalign.models.architecture import Layer, accepted_inputs
+from kdalign.models.architecture import Layer, accepted_inputs, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
 from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
@@ -130,8 +130,9 @@ class Learner(nn.Module):
         hidden, attention = dict(taught.hidden), dict(taught.attention)
         for (ours, mean), layers in self._attends.items():
             real = _real(inputs, ours)
-            if taught.matching is not None:
-                real = real & taught.matching.of_stack(ours.stack).compared
+            matching = taught.matchings[split_stack(mean.stack)[0]]
+            if matching is not None:
+                real = real & matching.of_stack(ours.stack).compared
             asking = _unit(pooled(self.projections(signals.hidden[ours].float(), ours, mean), real))
             offered = torch.stack([_unit(pooled(taught.hidden[layer], real)) for layer in layers], dim=1)
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5

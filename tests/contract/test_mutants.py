@@ -231,6 +231,18 @@ MUTANTS = {
         "return self.weights",
         "distillation/test_several_teachers.py::test_a_recipe_keeps_one_teacher_as_a_text_and_several_as_a_list",
     ),
+    "every teacher reads the first one's tokens": (
+        "data/batches.py",
+        "reading = self.readings[teacher]",
+        "reading = self.readings[0]",
+        "teachers/test_several_tokenizers.py::test_the_answers_are_those_of_each_teacher_on_its_own_tokens",
+    ),
+    "positions compared that one of the teachers lacks": (
+        "data/batches.py",
+        "return masks.all(dim=0) if by is None",
+        "return masks.any(dim=0) if by is None",
+        "teachers/test_several_tokenizers.py::test_positions_are_compared_that_every_teacher_has_a_counterpart_for",
+    ),
     "rows of other teachers counted": (
         "objective/terms/base.py",
         "return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]",

@@ -1,11 +1,14 @@
 """Runs with several teachers: recipes, what is refused, the record, tables and cards, and resuming."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.alignment.plan import read_plan
 from kdalign.comparison.compare import compare
@@ -21,7 +24,7 @@ from kdalign.runs.record import read_record
 from support.commands import steps_of
 from support.ranks import each_step, run
 from support.records import cell
-from support.tiny import one_line, save_model, sentences
+from support.tiny import fit_head, make_tokenizer, one_line, save_model, sentences, tiny_classifier
 
 LABELS = {"id2label": {0: "negative", 1: "positive"}}
 
@@ -31,6 +34,24 @@ def second(tmp_path_factory):
     """A BERT of other sizes, whose outputs are in another order."""
     labels = {"id2label": {0: "positive", 1: "negative"}}
     return save_model(tmp_path_factory.mktemp("second"), "bert", 3, 40, seed=5, **labels)
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory):
+    """A BERT with a tokenizer of its own: the same entries, numbered from the end."""
+    folder = tmp_path_factory.mktemp("apart")
+    make_tokenizer(folder, "bert")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    names = list(tokenizer["model"]["vocab"])
+    numbered = [*names[:5], *reversed(names[5:])]  # special tokens stay
+    tokenizer["model"]["vocab"] = {name: number for number, name in enumerate(numbered)}
+    file.write_text(json.dumps(tokenizer))
+    own = AutoTokenizer.from_pretrained(folder)
+    model = tiny_classifier("bert", 3, 40, seed=5, vocab_size=len(own), **LABELS)
+    fit_head(model, own)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -113,20 +134,35 @@ def test_rows_without_a_teacher_and_teachers_without_rows_are_refused(teacher, s
         prepared((teacher, second), divided, *sets)
 
 
-def test_a_teacher_of_other_labels_or_another_tokenizer_is_named(teacher, data, tmp_path):
+def test_a_teacher_of_other_labels_is_named(teacher, data, tmp_path):
     labels = {"id2label": {0: "negative", 1: "neutral"}}
     (tmp_path / "unlike").mkdir()
-    (tmp_path / "words").mkdir()
     unlike = save_model(tmp_path / "unlike", "bert", 2, **labels)
     with pytest.raises(UsageError, match="unlike' has a head for negative, neutral; task 'sst2' has negative"):
         prepared((teacher, unlike), data)
-    words = save_model(tmp_path / "words", "bert", 2, **LABELS)
-    tokenizer = json.loads((words / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["film"], vocabulary["movie"] = vocabulary["movie"], vocabulary["film"]
-    (words / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UsageError, match="have different tokenizers"):
-        prepared((teacher, words), data)
+
+
+def test_teachers_of_other_tokenizers_are_announced_and_changes_of_tokens_refused(teacher, apart, data):
+    run = prepared((teacher, apart), data)
+    assert [each is None for each in run.readers] == [True, False]
+    findings = {finding.what: finding.said for finding in preflight(run)}
+    assert findings["tokenizers"].startswith("other than the student's: teacher 2; ")
+    assert [each is None for each in prepared((apart, teacher), data).readers] == [True, False]
+    with pytest.raises(UsageError, match="by=cutoff changes tokens, and teacher and student read different ones"):
+        prepared((teacher, apart), data, "data.augment={by: cutoff}")
+
+
+def test_language_models_of_other_tokenizers_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, 0)[0]))
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": sentences(1, 9)[0][0]}) + "\n")
+    for name, entries in (("one", 300), ("other", 290)):
+        words = train_tokenizer(sentences(200, 7)[0], entries, "causal", 64)
+        new = parse_scratch_spec("new:gpt2,layers=4,width=32,heads=4,positions=64")
+        build_from_scratch(scratch_config(new, words), 0).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    flags = {"data.task": ("lm",), "data.max_length": 24}
+    with pytest.raises(UsageError, match="have different tokenizers, so their distributions of tokens cannot be"):
+        prepared((tmp_path / "one", tmp_path / "other"), tmp_path, **flags)
 
 
 def test_samples_must_fit_the_positions_of_every_teacher(tmp_path):
@@ -202,6 +238,35 @@ def test_a_run_records_scores_and_shows_each_teacher_and_all_as_one(kdalign, tea
     assert str(second) in card
 
 
+@pytest.mark.parametrize("sets", [(), ("--set", BY, "--set", EACH)], ids=["mixed", "by source"])
+def test_each_teacher_is_scored_and_shown_on_its_own_tokens(kdalign, teacher, apart, divided, tmp_path, sets):
+    status, _, err = distilled(kdalign, teacher, apart, divided, tmp_path / "run", *sets)
+    assert status == 0, err
+    assert "teacher 2: tokenizers differ: 100.00 % of" in err
+    record = read_record(tmp_path / "run")
+    assert set(record.data["tokenizers_by_teacher"]) == {"teacher 2"}
+    # Labels of the tests depend on words: of the other tokenizer's numbers a teacher would know nothing.
+    texts, labels = sentences(20, 1)
+    for folder, (score, *_) in zip((teacher, apart), record.first_scores.teachers, strict=True):
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            right = model(**tokens).logits.argmax(dim=1).numpy() == np.array(labels)
+        assert score.value == pytest.approx(100 * right.mean())
+        assert score.value > 60
+
+
+def test_layers_of_teachers_with_other_tokenizers_are_measured(kdalign, teacher, apart, data):
+    words = ("--student", "layers=2", "--map", "cka", "--task", "sst2", "--data", data)
+    status, _, err = kdalign("map-layers", "--teacher", teacher, "--teacher", apart, *words, "--out", "both.json")
+    assert status == 0, err
+    status, _, err = kdalign("map-layers", "--teacher", teacher, *words, "--out", "one.json")
+    assert status == 0, err
+    both, one = (read_plan(Path(name)).similarities for name in ("both.json", "one.json"))
+    np.testing.assert_allclose(both["encoder"], one["encoder"], rtol=1e-4)
+    assert np.shape(both["2:encoder"]) == (2, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sets", [(), ("--set", BY, "--set", EACH)], ids=["mixed", "by source"])
 def test_a_run_that_is_resumed_ends_in_the_same_weights(kdalign, stopped, teacher, second, divided, tmp_path, sets):
@@ -218,8 +283,10 @@ def test_a_run_that_is_resumed_ends_in_the_same_weights(kdalign, stopped, teache
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sets", [(), ("--set", BY, "--set", EACH)], ids=["mixed", "by source"])
-def test_two_ranks_of_several_teachers_take_the_steps_of_one_process(teacher, second, divided, tmp_path, sets):
-    words = ("-m", "kdalign", "distill", "--teacher", teacher, "--teacher", second, "--student", "layers=2")
+@pytest.mark.parametrize("other", ["second", "apart"])
+def test_two_ranks_of_several_teachers_take_the_steps_of_one_process(request, teacher, other, divided, tmp_path, sets):
+    words = ("-m", "kdalign", "distill", "--teacher", teacher, "--teacher", request.getfixturevalue(other))
+    words += ("--student", "layers=2")
     words += ("--task", "sst2", "--data", divided, *TRAINED, "--set", "train.dropout=0", "--micro-batch", 2, *sets)
     torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0)
     torchrun += ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")

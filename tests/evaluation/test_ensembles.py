@@ -29,17 +29,17 @@ class Saying:
 
 def test_classes_are_mixed_by_probability_and_scores_averaged():
     sure, even = [[math.log(0.9), math.log(0.1)]] * 2, [[math.log(0.3), math.log(0.7)]] * 2
-    mixture, own = predict_ensemble(Saying("sst2"), [sure, even], NO_ROWS, Mixing((0.25, 0.75)))
+    mixture, own = predict_ensemble(Saying("sst2"), [sure, even], [NO_ROWS] * 2, Mixing((0.25, 0.75)))
     assert np.exp(mixture.logits[0]).tolist() == pytest.approx([0.45, 0.55])
     assert mixture.values.tolist() == [1, 1]
     assert len(own) == 2
-    scores, _ = predict_ensemble(Saying("stsb"), [[[4.0], [1.0]], [[2.0], [3.0]]], NO_ROWS, Mixing((0.75, 0.25)))
+    scores, _ = predict_ensemble(Saying("stsb"), [[[4.0], [1.0]], [[2.0], [3.0]]], [NO_ROWS] * 2, Mixing((0.75, 0.25)))
     assert scores.values.tolist() == [3.5, 1.5]
 
 
 def test_each_row_has_the_answer_of_its_own_model():
     rows = TokenizedSplit({"input_ids": [[1], [1]]}, None, {}, taught_by=np.array([1, 0]))
-    mixture, _ = predict_ensemble(Saying("sst2"), [[[2.0, 0.0]] * 2, [[0.0, 3.0]] * 2], rows, Mixing((0.5, 0.5)))
+    mixture, _ = predict_ensemble(Saying("sst2"), [[[2.0, 0.0]] * 2, [[0.0, 3.0]] * 2], [rows] * 2, Mixing((0.5, 0.5)))
     assert mixture.logits.tolist() == [[0.0, 3.0], [2.0, 0.0]]
 
 

@@ -145,7 +145,8 @@ class LayerPairs:
         given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
         if given.ndim == 4:  # packed documents, which do not see each other
             return given[:, 0]
-        if batch.matching is not None:
-            given = given & (batch.matching.output if self.reads_target else batch.matching).compared
+        matching = batch.read_by(self.teacher).matching
+        if matching is not None:
+            given = given & (matching.output if self.reads_target else matching).compared
         seen = given[:, None, :].expand(-1, given.size(1), -1)
         return seen.tril() if self.looks_back else seen

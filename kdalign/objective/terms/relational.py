@@ -55,7 +55,8 @@ class EmbeddingSimilarity:
 def _embeddings(view: TermInputs) -> tuple[Tensor, list[tuple[float, Tensor]]]:
     """The student's embeddings, and each teacher's with its share."""
     kept = view.teacher.embeddings_of or ((1.0, view.teacher.features),)
-    theirs = [(share, pooled(features, view.batch.teacher_real)) for share, features in kept]
+    reals = (view.batch.read_by(number).teacher_real for number in range(len(kept)))
+    theirs = [(share, pooled(features, real)) for (share, features), real in zip(kept, reals, strict=True)]
     return pooled(view.student.features, view.batch.real), theirs
 
 
