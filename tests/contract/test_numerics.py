@@ -25,7 +25,8 @@ from kdalign.recipe.schedules import Place
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import learning_rate, make_optimizer
-from support.classifier_setting import ALL, FAMILIES, Setting, examples, layer
+from support.classifier_setting import ALL, FAMILIES, PAIRS, Setting, examples, layer
+from support.covering import each_once
 from support.tiny import tiny_classifier
 
 
@@ -185,11 +186,10 @@ def test_nothing_stays_hooked_after_a_recording():
 TERMS = {"hard": "hard", "soft": "alpha", "cosine": "beta", "euclid": "gamma", "attention": "delta"}
 
 
-@FAMILIES
-@pytest.mark.parametrize("term", TERMS)
-def test_each_term_alone_falls_below_a_tenth_of_its_start_on_one_batch(theirs, ours, width, term):
+@pytest.mark.parametrize(("models", "term"), each_once(PAIRS, TERMS))
+def test_each_term_alone_falls_below_a_tenth_of_its_start_on_one_batch(models, term):
     alone = {weight: float(name == term) for name, weight in TERMS.items()}
-    setting = Setting(theirs, ours, width, Weights(temperature=2, **alone))
+    setting = Setting(*models, Weights(temperature=2, **alone))
     batch = collate(setting.data, range(8))
     units = count_units([batch])
     optimizer = torch.optim.AdamW(setting.learner.parameters(), lr=5e-3, weight_decay=0)

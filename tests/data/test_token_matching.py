@@ -446,14 +446,19 @@ def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
 
 
 TERMS = ["alpha", "beta", "gamma", "delta", "embeddings", "relations"]
-QUICK = ["classes", "masked", "causal"]
+QUICK = ["classes", "causal"]
 
 
 @pytest.mark.parametrize(
     ("kind", "term"),
     [
-        *each_once(QUICK, TERMS),
-        *(pytest.param(kind, term, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK for term in TERMS),
+        *each_once(QUICK, TERMS[:4]),
+        *(
+            pytest.param(kind, term, marks=pytest.mark.slow)
+            for kind in KINDS
+            for term in TERMS
+            if kind not in QUICK or term not in TERMS[:4]
+        ),
     ],
 )
 def test_across_tokenizers_each_term_alone_falls_below_a_tenth_on_one_batch(kind, term):

@@ -13,6 +13,7 @@ from kdalign.distillation import pipeline, served_source, teacher_source
 from kdalign.models.token_targets import TopTokens, top_tokens
 from kdalign.teachers.computed import ComputedTeacher
 from support.answering_server import answering_server
+from support.covering import first_only
 from support.logprob_server import logprob_server
 from support.served_setting import losses, save_other_student, save_pair
 from support.tiny import one_line, sentences
@@ -67,7 +68,7 @@ def local(kdalign, pair, monkeypatch):
     return losses(Path("local"))
 
 
-@pytest.mark.parametrize("habits", [{"protocols": ("prompt_logprobs",)}, {"protocols": ("echo",)}])
+@pytest.mark.parametrize("habits", first_only([{"protocols": ("prompt_logprobs",)}, {"protocols": ("echo",)}]))
 def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp_path, pair, serve, local, habits):
     with serve(**habits) as server:
         status, _, err = kdalign(*words(pair, server))

