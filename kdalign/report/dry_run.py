@@ -117,13 +117,14 @@ def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> Rendera
     for arm, changes in ablation.arms.items():
         shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
         table.add_row(plain_text(arm), plain_text(shown or "nothing"))
-    one = trials[0].recipe
-    varied = {key for changes in ablation.arms.values() for key in changes}
-    own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
-    each = plain_text(
-        f"· each: {one.student} of {' and '.join(one.teacher_names) or NO_TEACHER}, {_schedule(one.train)}{own}",
-        style="dim",
-    )
+    recipes = [trial.recipe for trial in trials]
+    facts = [
+        [f"{one.student} of {' and '.join(one.teacher_names) or NO_TEACHER}" for one in recipes],
+        [_length(one.train) for one in recipes],
+        [_batch(one.train) for one in recipes],
+        [f"learning rate {one.train.lr:g}" for one in recipes],
+    ]
+    each = plain_text(f"· each: {', '.join(said[0] for said in facts if len(set(said)) == 1)}", style="dim")
     return Group(title, table, each, *(note_line(line) for line in arms_without_cache(trials)))
 
 
@@ -226,8 +227,11 @@ def _budget(train: "TrainSettings", examples: int) -> str:
 
 
 def _schedule(train: "TrainSettings") -> str:
-    batch = train.batch_size if train.batch_tokens is None else f"of about {train.batch_tokens:,} tokens"
-    return f"{_length(train)}, batch {batch}"
+    return f"{_length(train)}, {_batch(train)}"
+
+
+def _batch(train: "TrainSettings") -> str:
+    return f"batch {train.batch_size if train.batch_tokens is None else f'of about {train.batch_tokens:,} tokens'}"
 
 
 def _length(train: "TrainSettings") -> str:

@@ -303,6 +303,12 @@ def test_a_dry_run_lists_arms_and_writes_nothing(kdalign, teacher, data, tmp_pat
     assert "20 runs: 4 arms, 5 seeds (0 1 2 3 4), sst2" in told
     assert "5,000 tokens, batch 16" in told
     assert "align_first 0.5" in out
+    status, out, _ = kdalign(*words, "--sweep", "train.max_tokens=5000,7000")
+    assert status == 0
+    each = " ".join(out.split()).partition("· each: ")[2]
+    assert each.startswith("layers=2 of ")
+    assert "tokens" not in each, "arms differ in them"
+    assert "batch 16, learning rate" in each
     assert not list(tmp_path.iterdir())
 
 
