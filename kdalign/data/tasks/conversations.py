@@ -18,6 +18,8 @@ TOOLS = "tools"
 """Column of the tools of a conversation."""
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Keys under which a message may have its thinking apart from its content."""
+SHARE_GPT = {"human": "user", "gpt": "assistant", "observation": "tool", **{role: role for role in ROLES}}
+"""Roles by what a message is ``from`` in ShareGPT's form, where its content is its ``value``."""
 _KEYS = ("role", "content", *THINKING, "tool_calls", "tool_call_id", "name")
 
 Message = Mapping[str, Any]
@@ -86,6 +88,8 @@ def _conversation(cell: Any, tools: Any, where: str) -> Conversation:
 def _message(turn: Any, where: str) -> Message:
     """Check a message; keys without a value are left out."""
     given = _plain(turn)
+    if isinstance(given, dict) and "from" in given and not {"role", "content"} & set(given):
+        given = {"role": SHARE_GPT.get(str(given["from"])), "content": given.get("value")}
     message = {key: given[key] for key in _KEYS if key in given} if isinstance(given, dict) else {}
     if message.get("role") not in ROLES or not isinstance(message.get("content", ""), str):
         raise _no_message(turn, where)
@@ -98,7 +102,8 @@ def _message(turn: Any, where: str) -> Message:
 def _no_message(turn: Any, where: str) -> UsageError:
     row, _, message = where.rpartition(", ")
     return UsageError(
-        f"{row}: a message needs content, a text, and a role of {', '.join(ROLES)}; {message} is {describe_cell(turn)}"
+        f"{row}: a message needs content, a text, and a role of {', '.join(ROLES)} (or from and value, as in ShareGPT: "
+        f"human, gpt, system, observation); {message} is {describe_cell(turn)}"
     )
 
 

@@ -104,6 +104,8 @@ def test_a_reference_that_is_no_text_is_refused(tmp_path, cell, said):
         ([{"role": "assistant", "content": "hi"}], "the assistant begins the conversation and says nothing after it"),
         ([], r"a conversation is a list of messages; given a list \(\[\]\)"),
         ({"role": "user"}, "given an object"),
+        ([{"from": "human", "value": "x"}, {"from": "function_call", "value": "{}"}], "message 1 is an object"),
+        ([{"from": "human", "value": "x"}, {"from": "gpt"}], r"a message needs .*\(or from and value, .*message 1 is"),
     ],
 )
 def test_a_conversation_without_its_texts_is_named_with_its_row(tmp_path, messages, said):
@@ -174,3 +176,12 @@ def test_csv_keeps_a_text_that_looks_like_a_number(tmp_path):
     pd.DataFrame({"sentence": texts, "label": [0, 1, 0, 1, 0, 1, 0]}).to_csv(tmp_path / "train.csv", index=False)
     assert load_examples(find_task("sst2", str(tmp_path)), "train").texts == (tuple(texts),)
     assert load_texts(find_task("lm", str(tmp_path)), "train").texts == (tuple(texts),)
+
+
+def test_a_conversation_in_the_form_of_sharegpt_is_the_same_conversation(tmp_path):
+    names = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
+    turns = [("system", "be kind"), ("human", "x"), ("gpt", "y"), ("observation", "42"), ("gpt", "z")]
+    theirs = put(tmp_path / "theirs", [{"conversations": [{"from": one, "value": text} for one, text in turns]}])
+    ours = put(tmp_path / "ours", [{"messages": [{"role": names[one], "content": text} for one, text in turns]}])
+    read = [load_texts(find_task("chat", folder), "train") for folder in (theirs, ours)]
+    assert read[0].texts == read[1].texts
