@@ -83,8 +83,8 @@ class SelectionOptions:
         typer.Option(
             metavar="EXPRESSION",
             help="Keep answers within a bound: rougeL>=30, chrf>=20, bleu>=10 (and other metrics of texts, against the "
-            "row's reference), words<=60, characters<=500, ratio<=2 (words over the reference's), source_ratio<=2. "
-            "Answers cut off by the token limit are dropped unless any-end is given. Repeatable.",
+            "row's reference), words<=60, characters<=500, ratio<=2 (words over the reference's), source_ratio<=2, "
+            "language=de. Answers cut off by the token limit are dropped unless any-end is given. Repeatable.",
             rich_help_panel=_KEPT,
         ),
     ] = None

@@ -1,11 +1,13 @@
-"""Filter generated answers by metrics against the reference, lengths and ends; the best of several; no duplicates."""
+"""Filter generated answers by metrics, lengths, language and ends; choose the best of several; drop duplicates."""
 
+import importlib.util
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,9 +20,11 @@ from kdalign.metrics.words import UnicodeWords
 ENDED, ANY_END = "ended", "any-end"
 LENGTHS = ("words", "characters", "ratio", "source_ratio")
 """Measures without a metric: of the answer, and its words over those of the reference or of the source."""
-ALONE = ("words", "characters", "source_ratio")
+LANGUAGE = "language"
+ALONE = ("words", "characters", "source_ratio", LANGUAGE)
 """Measures that need no reference."""
 NAMES = (*TEXT_BY_TEXT, *LENGTHS)
+_ALL = (*NAMES, LANGUAGE, ENDED, ANY_END)
 _SIGNS: Mapping[str, Callable[[float, float], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -72,7 +76,36 @@ class AnswerFilter:
         return [bool(_SIGNS[self.sign](value, self.bound)) for value in values]
 
 
-def parse_filters(expressions: Sequence[str]) -> tuple[tuple[AnswerFilter, ...], bool]:
+@dataclass(frozen=True)
+class LanguageFilter:
+    """A language that answers must be in, ``language=de``; an answer without a letter to tell it by is not.
+
+    Languages are identified by byte n-grams (langid.py, Lui and Baldwin 2012), by all 139 that py3langid knows.
+    """
+
+    code: str
+    name: ClassVar[str] = LANGUAGE
+
+    def __str__(self) -> str:
+        return f"{LANGUAGE}={self.code}"
+
+    def passes(self, candidates: Sequence[FilterCandidate], language: str) -> list[bool]:
+        """Return for each candidate whether its text is identified as the language."""
+        identify = _identifier().classify
+        return [
+            any(character.isalpha() for character in one.text) and identify(one.text)[0] == self.code
+            for one in candidates
+        ]
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+def parse_filters(expressions: Sequence[str]) -> tuple[tuple[AnswerFilter | LanguageFilter, ...], bool]:
     """Parse expressions of ``--keep``.
 
     Returns:
@@ -91,16 +124,18 @@ def parse_filters(expressions: Sequence[str]) -> tuple[tuple[AnswerFilter, ...],
     return filters, ANY_END not in words
 
 
-def _parse(word: str) -> AnswerFilter:
+def _parse(word: str) -> AnswerFilter | LanguageFilter:
+    name = re.split(r"[<>=!~\s]", word, maxsplit=1)[0]
+    if name == LANGUAGE:
+        return _parse_language(word)
     found = _FORM.fullmatch(word)
     if found is None:
-        name = re.split(r"[<>=!~\s]", word, maxsplit=1)[0]
         if name not in NAMES:
-            raise unknown("name in --keep:", name, (*NAMES, ENDED, ANY_END))
+            raise unknown("name in --keep:", name, _ALL)
         raise UsageError(f"--keep {word!r}: give NAME>=NUMBER, or <=, > or <, such as {name}>=30")
     name, sign, text = found.groups()
     if name not in NAMES:
-        raise unknown("name in --keep:", name, (*NAMES, ENDED, ANY_END))
+        raise unknown("name in --keep:", name, _ALL)
     try:
         bound = float(text)
     except ValueError:
@@ -108,6 +143,18 @@ def _parse(word: str) -> AnswerFilter:
     if not math.isfinite(bound):
         raise UsageError(f"--keep {word!r}: {text!r} is not a number")
     return AnswerFilter(name, sign, bound)
+
+
+def _parse_language(word: str) -> LanguageFilter:
+    found = re.fullmatch(rf"{LANGUAGE}\s*={{1,2}}\s*(\S+)", word)
+    if found is None:
+        raise UsageError(f"--keep {word!r}: give {LANGUAGE}=CODE, such as {LANGUAGE}=de")
+    if importlib.util.find_spec("py3langid") is None:
+        raise UsageError(f"--keep {word} needs a package: pip install 'kdalign[languages]'")
+    code, known = found[1].lower(), _identifier().labels
+    if code not in known:
+        raise unknown("language in --keep:", code, sorted(known))
+    return LanguageFilter(code)
 
 
 def check_best_of(name: str) -> None:

@@ -4,12 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kdalign.data.tasks import find_task
 from kdalign.data.tasks.loading import split_exists
-from kdalign.distillation.sequence_level.filters import FilterCandidate, Selection, select_answers
+from kdalign.distillation.sequence_level.filters import LANGUAGE, FilterCandidate, Selection, select_answers
 from kdalign.distillation.sequence_level.folder import (
     GeneratedAnswer,
     GenerationFolder,
@@ -296,7 +297,8 @@ def _record(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], se
         "data": {name: command[name] for name in ("data", "train", "reported", "prompts")},
         "decoding": {name: command[name] for name in DECODING if name in command}
         | {"described": describe_decoding(settings)},
-        "selection": {"keep": list(settings.keep), "best_of": settings.best_of, "language": prepared.language},
+        "selection": {"keep": list(settings.keep), "best_of": settings.best_of, "language": prepared.language}
+        | ({"languages_by": f"py3langid {version('py3langid')}"} if LANGUAGE in settings.measures else {}),
         "rows": {
             "train": len(train.rows) + sum(count for _, count in train.left_out),
             "left_out": dict(train.left_out),

@@ -40,7 +40,11 @@ def test_an_expression_is_a_name_a_sign_and_a_number():
     ("words", "said"),
     [
         (["rougel>=30"], r"unknown name in --keep: 'rougel'; did you mean 'rougeL'\? \(accepted: bleu, chrf, .*words"),
-        (["language=de"], r"unknown name in --keep: 'language' \(accepted: bleu.*ended, any-end"),
+        (["langage=de"], r"unknown name in --keep: 'langage'; did you mean 'language'\? \(accepted: bleu.*any-end"),
+        (["language"], r"--keep 'language': give language=CODE, such as language=de"),
+        (["language>=de"], r"--keep 'language>=de': give language=CODE"),
+        (["language=deu"], r"unknown language in --keep: 'deu'; did you mean 'eu'"),
+        (["language=de", "language=DE"], r"--keep language=de is given twice"),
         (["words=6"], r"--keep 'words=6': give NAME>=NUMBER, or <=, > or <, such as words>=30"),
         (["words"], r"--keep 'words': give NAME>=NUMBER"),
         (["end"], r"unknown name in --keep: 'end'; did you mean 'ended'"),
@@ -159,3 +163,20 @@ def test_a_bound_and_its_opposite_share_out_the_answers_that_have_a_measure(answ
     sides = [select_answers(everything, [f"{name}{sign}{bound}"]).kept for sign in (">=", "<")]
     assert not set(sides[0]) & set(sides[1])
     assert set(sides[0]) | set(sides[1]) == set(everything)
+
+
+def test_answers_in_another_language_are_dropped_and_those_without_a_letter():
+    german, english = "Zwei Männer sind im Freien in der Nähe vieler Büsche.", "Two men are outside near many bushes."
+    answers = [
+        candidate(text, row) for row, text in enumerate((german, english, "12 + 3", "Ein Hund läuft im Schnee."))
+    ]
+    selected = select_answers(answers, keep=["language=de"], language="en")  # the metrics' language is another matter
+    assert [one.row for one in selected.kept] == [0, 3]
+    assert ("not language=de", 2) in selected.dropped
+    assert kept(*answers, keep=["language==en"]) == [english]
+
+
+def test_a_language_needs_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--keep language=de needs a package: pip install 'kdalign\[languages\]'"):
+        parse_filters(["language=de"])

@@ -326,6 +326,22 @@ def test_answers_are_selected_again_without_the_teacher_where_only_the_filters_d
     assert contents(here / "out") == contents(here / "fresh")
 
 
+def test_the_record_says_by_what_languages_were_identified(kdalign, here):
+    from py3langid import classify
+
+    def answers():
+        return pd.read_parquet(here / "out/train.parquet")["de"].tolist()
+
+    assert kdalign(*words())[0] == 0
+    all_of_them = answers()
+    code = classify(all_of_them[0])[0]
+    more = ("--keep", f"language={code}", "--overwrite")
+    assert kdalign(*words("t", "translation:en-de", "pairs", "out", *more))[0] == 0
+    assert answers() == [answer for answer in all_of_them if classify(answer)[0] == code]
+    selection = json.loads((here / "out/generation.json").read_text())["selection"]
+    assert selection["languages_by"].startswith("py3langid 0.")
+
+
 def test_ctrl_c_ends_with_130_and_the_command_that_resumes(kdalign, here, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
