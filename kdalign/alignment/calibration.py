@@ -1,6 +1,7 @@
 """Measure, on a few texts before training, the variance of the teacher's features and the similarity of layers."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -147,11 +148,14 @@ def _collect_features(
     special: Sequence[int],
     device: torch.device,
 ) -> tuple[dict[Layer, Tensor], dict[Layer, Tensor]]:
-    """Collect the features of every layer, (tokens, width), of student and teachers, at counted positions."""
+    """Collect the features of every layer, (tokens, width), of student and teachers, at counted positions.
+
+    Every teacher reads all rows, whoever teaches them, so that positions are those which all of them have.
+    """
     stacks = {stack.name for pair in plan.stacks for stack in pair}
     kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
     for batch in batches:
-        batch = batch.to(device)
+        batch = replace(batch.to(device), taught_by=None)
         for features, hidden_states in zip(kept, _capture_all(student, teachers, batch), strict=True):
             for layer, hidden in hidden_states.items():
                 if layer.stack in stacks:

@@ -19,6 +19,7 @@ from kdalign.metrics.classification import METRICS, Score, metrics_named
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
 from kdalign.metrics.text import count_texts, without_nfc
+from kdalign.runs.archive import ROUNDING
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
 from kdalign.runs.record import RunRecord, read_record
@@ -84,15 +85,22 @@ class ArmRun:
 
     @property
     def keeps_agreement(self) -> bool:
-        """Whether agreement with the teacher can be computed from what is kept."""
+        """True if agreement with the teacher can be computed from what is kept."""
         table = self.predictions
-        return (table.agreed if table.of_tokens else table.teacher.values) is not None
+        if table.of_tokens:
+            return table.agreed is not None and table.teacher.nll is not None
+        return table.teacher.values is not None
 
     def has_teacher_of(self, other: "ArmRun") -> bool:
-        """Whether both teachers said the same of the same examples; archives round likelihoods to four digits."""
+        """True if both teachers said the same of the same examples.
+
+        An archive has a language model's likelihoods in place of its likeliest tokens, rounded to four digits.
+        """
         ours, theirs = self.predictions.teacher, other.predictions.teacher
+        if ours.best is not None and theirs.best is not None:
+            return all(map(np.array_equal, ours.best, theirs.best))
         if ours.nll is not None and theirs.nll is not None:
-            return bool(np.allclose(ours.nll, theirs.nll, rtol=1e-3, atol=1e-3, equal_nan=True))
+            return bool(np.allclose(ours.nll, theirs.nll, rtol=2 * ROUNDING, atol=0, equal_nan=True))
         return ours.values is not None and theirs.values is not None and np.array_equal(ours.values, theirs.values)
 
 

@@ -67,8 +67,8 @@ class TokenizedSplit:
         bytes: number of bytes of that text in UTF-8; 0 if not counted.
         groups: (rows,), group of each row that an interval resamples as one, such as the rows of a text; None if each
             row is its own.
-        covered: number of characters in tokens of both tokenizers (of several teachers, for each other one), and of
-            all (white space aside); None with one.
+        covered: number of characters in tokens of both the student and another tokenizer, one for each further
+            tokenizer, and of all (white space aside); None with one.
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
         ends: tokens by which answers end, the student's and the teacher's with another tokenizer; None elsewhere.
@@ -379,7 +379,7 @@ def collate(
         inputs |= _permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
-    alone, readings = None, tuple[Reading | None, ...]()
+    single, readings = None, tuple[Reading | None, ...]()
     if encoded.readers or TEACHER + "input_ids" in columns:
         places = {part: _pop_spans(inputs, part) for part in ("", DECODER) if f"{part}start" in inputs}
         read = {
@@ -387,7 +387,7 @@ def collate(
             for prefix in dict.fromkeys(encoded.readers or (TEACHER,))
             if prefix is not None
         }
-        alone = read.get(TEACHER)
+        single = read.get(TEACHER)
         readings = tuple(None if prefix is None else read[prefix] for prefix in encoded.readers)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
@@ -398,7 +398,7 @@ def collate(
     each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
     told = None if returned is None else returned == 1
     counts = torch.full((len(rows),), counted)
-    other, matching = (None, None) if alone is None else (alone.inputs, alone.matching)
+    other, matching = (None, None) if single is None else (single.inputs, single.matching)
     return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told, readings)
 
 

@@ -55,7 +55,7 @@ def tokenize_labelled_several(
         readers: each teacher's tokenizer; None for one that reads the student's tokens. Equal ones are one object.
         max_length: most tokens of each.
     """
-    both = tokenize_labelled(examples, tokenizer, max_length, spans=True)
+    joined = tokenize_labelled(examples, tokenizer, max_length, spans=True)
     texts = [" ".join(each) for each in zip(*examples.texts, strict=True)]
     prefixes: dict[int, str] = {}
     covered: list[int] = []
@@ -63,11 +63,11 @@ def tokenize_labelled_several(
         if reader is not None and id(reader) not in prefixes:
             prefixes[id(reader)] = prefix = f"teacher {number + 1} "
             theirs = tokenize_labelled(examples, reader, max_length, spans=True)
-            common, characters = _coverage(texts, both.columns, theirs.columns)
+            common, characters = _coverage(texts, joined.columns, theirs.columns)
             covered.append(common)
-            both = _join(both, theirs, left_to_right=False, prefix=prefix)
+            joined = _join(joined, theirs, left_to_right=False, prefix=prefix)
     own = tuple(None if reader is None else prefixes[id(reader)] for reader in readers)
-    return replace(both, readers=own, covered=(*covered, characters))
+    return replace(joined, readers=own, covered=(*covered, characters))
 
 
 def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> TokenizedSplit:

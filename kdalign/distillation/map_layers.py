@@ -76,7 +76,10 @@ def plan_layers(
     if revision is not None and len(names) > 1:
         raise UsageError("--revision is for one teacher: give folders of several")
     teachers = [checkpoint_files.find_checkpoint(name, revision, weights=reading is not None) for name in names]
-    theirs = teachers[0]
+    theirs, families = teachers[0], [layout_of(each.config).family for each in teachers]
+    if len(set(families)) > 1:
+        named = ", ".join(f"{each.name!r} ({family})" for each, family in zip(teachers, families, strict=True))
+        raise UsageError(f"teachers of several families do not teach together: {named} (accepted: one family)")
     student = find_student(StudentOptions(student_name, init=init), theirs, weights=reading is not None)
     plan = shape_plan(teachers, student, choice)
     if reading is None:
@@ -90,7 +93,7 @@ def plan_layers(
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, *positions.values())
     for name, longest in positions.items():
         checkpoint_files.check_positions(name, longest, max_length)
-    readers = find_readers(teachers, tokenizers)
+    readers = find_readers(teachers, tokenizers, layout_of(theirs.config).family != "masked")
     encoded, source = _read(reading, tokenizers, readers, theirs.config, max_length)
     big, *more = (check_read(loading.load_any(each)) for each in teachers)
     texts = teacher_inputs(sample_batches(encoded, 0, CALIBRATION_TOKENS))
@@ -126,8 +129,6 @@ def _read(
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
     family = layout_of(config).family
-    if readers and family != "masked":
-        raise UsageError("teachers with different tokenizers are compared as encoders alone (accepted: the same one)")
     if readers:
         return tokenize_labelled_several(examples, tokenizers.student, readers, max_length), task.name
     if family != "seq2seq" and tokenizers.differ:

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.checks import Finding, settle, size_text
-from kdalign.distillation.prepare import PreparedRun, teacher_role
+from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
 from kdalign.models import checkpoint_files, loading
@@ -135,7 +135,7 @@ def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTo
         if named is not None and given is not None and given not in accepted:
             yield Finding(
                 "special-tokens",
-                f"the {word}'s {role} token is {named} in its configuration and {given} in its tokenizer",
+                f"{whose(word)} {role} token is {named} in its configuration and {given} in its tokenizer",
                 f"set {role}_token_id in config.json",
             )
 

@@ -154,6 +154,11 @@ def teacher_role(number: int) -> str:
     return f"teacher {number + 1}" if number else "teacher"
 
 
+def whose(word: str) -> str:
+    """Return a model's word in the possessive: ``the student's``, ``teacher 2's``."""
+    return f"{word}'s" if word[-1].isdigit() else f"the {word}'s"
+
+
 def prepare(recipe: Recipe) -> PreparedRun:
     """Check everything that can be checked without weights.
 
@@ -173,8 +178,8 @@ def prepare(recipe: Recipe) -> PreparedRun:
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
     tokenizers = student.tokenizers()
-    readers = find_readers(teachers, tokenizers)
-    check_teachers(recipe, adapter, teachers, bool(readers))
+    check_teachers(recipe, adapter, teachers)
+    readers = find_readers(teachers, tokenizers, adapter.predicts_tokens)
     check_tokenizers(recipe, adapter, student, tokenizers, any(readers))
     for other in teachers[1:] if not tokenizers.differ else ():
         adapter.check_packing(other)

@@ -31,14 +31,8 @@ def find_teachers(recipe: Recipe) -> tuple[Checkpoint, ...]:
     return tuple(find_checkpoint(name, recipe.revision) for name in recipe.teacher_names if recipe.loads_teacher)
 
 
-def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint], apart: bool) -> None:
+def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint]) -> None:
     """Refuse teachers that cannot teach together: other starts of targets, or no way to combine their answers.
-
-    Args:
-        recipe: the run's.
-        adapter: the task's adapter.
-        teachers: all of them.
-        apart: true if their tokenizers differ.
 
     Raises:
         UsageError: the teacher, how it differs from the first, and what is accepted.
@@ -46,12 +40,6 @@ def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Chec
     if len(teachers) < 2:
         return
     first, *others = teachers
-    if apart and adapter.predicts_tokens:
-        raise UsageError(
-            f"teachers {' and '.join(repr(each.name) for each in teachers)} have different tokenizers, so their "
-            f"distributions of tokens cannot be averaged (accepted: teachers of one tokenizer, the student's or "
-            f"another); distill from one after the other, with the first student as --student of the second run"
-        )
     for other in others:
         if adapter.head is HeadKind.SEQ2SEQ:
             begins = [int(each.config.decoder_start_token_id) for each in (first, other)]
@@ -75,12 +63,17 @@ def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Chec
 
 
 def find_readers(
-    teachers: Sequence[Checkpoint], tokenizers: TokenizerPair
+    teachers: Sequence[Checkpoint], tokenizers: TokenizerPair, of_tokens: bool
 ) -> tuple[PreTrainedTokenizerBase | None, ...]:
     """Return each teacher's tokenizer, None for one that reads the student's tokens; nothing if all read alike.
 
+    Args:
+        teachers: all of them.
+        tokenizers: of student and first teacher.
+        of_tokens: true if the teachers predict tokens.
+
     Raises:
-        UsageError: a tokenizer gives no characters to match tokens by.
+        UsageError: teachers that cannot be combined, or a tokenizer that gives no characters to match tokens by.
     """
     if len(teachers) < 2:
         return ()
@@ -90,6 +83,12 @@ def find_readers(
         found.append(next((other for other in found if same_tokenizer(other, own)), own))
     if all(each is found[0] for each in found):
         return ()
+    if of_tokens:
+        raise UsageError(
+            f"teachers {' and '.join(repr(each.name) for each in teachers)} have different tokenizers, so their "
+            f"distributions of tokens cannot be averaged (accepted: teachers of one tokenizer, the student's or "
+            f"another); distill from one after the other, with the first student as --student of the second run"
+        )
     ours = tokenizers.student
     named = zip(found, [teacher.name for teacher in teachers], strict=True)
     for tokenizer, name in [*named, *([] if ours is None else [(ours, "the student")])]:

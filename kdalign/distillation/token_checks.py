@@ -16,7 +16,7 @@ from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tokenization import special_frame
 from kdalign.distillation.checks import UNSHARED, Finding
-from kdalign.distillation.prepare import PreparedRun, teacher_role
+from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.errors import UsageError, shorten
 from kdalign.models.architecture import vocabulary_size
 from kdalign.models.generation_settings import end_tokens, find_generation_settings
@@ -159,7 +159,7 @@ def _beginnings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding
     for (word, tokenizer, _), (before, after) in zip((("student", ours, ""), *others), frames, strict=True):
         added = "" if _added(tokenizer) or not before else " (its tokenizer itself adds none)"
         begins = f"begin with {' '.join(before)}{added}" if before else "begin with the text"
-        sides.append(f"the {word}'s rows {begins}" + (f" and end with {' '.join(after)}" if after else ""))
+        sides.append(f"{whose(word)} rows {begins}" + (f" and end with {' '.join(after)}" if after else ""))
     yield Finding("beginnings", f"{', '.join(sides)}; positions are matched by the text between")
 
 

@@ -20,6 +20,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Metric, Score, metrics_named, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
+from kdalign.runs.archive import ROUNDING
 from kdalign.runs.discovery import RunGroup, discover, evaluations_in, read_evaluation
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import check_weights, read_checked
@@ -36,8 +37,6 @@ Rescored = Score | str
 
 TOLERANCE = 1e-9
 """Accepted difference, relative, and absolute below 1: sums in another order differ by less."""
-ARCHIVE_TOLERANCE = 1e-4
-"""The same for an ablation's archive, which rounds scores other than classes to four digits."""
 _SHOWN = 3
 """Differences shown in one error."""
 
@@ -140,7 +139,7 @@ def rescore_archived(entry: RunGroup) -> RescoreReport:
             table = PredictionTable(pd.DataFrame(entry.answers[task][split]))
             where = f"{entry.name}, {task}, seed {entry.seed}, {split}"
             predictions = RecordedPredictions(table, metrics)
-            report += _rescore_split(scores, predictions, where, ablation, ARCHIVE_TOLERANCE)
+            report += _rescore_split(scores, predictions, where, ablation, ROUNDING)
     return report
 
 
@@ -381,7 +380,8 @@ def _differences(recorded: Recorded, rescored: Score, tolerance: float) -> Itera
     """Describe differences of the value, the interval's ends and the number of examples."""
     for field, suffix in (("value", ""), ("low", " lower end"), ("high", " upper end"), ("n", " n")):
         old, new = recorded[field], getattr(rescored, field)
-        if not _close(old, new, tolerance):
+        grown = max(1.0, math.log(old)) if rescored.metric.endswith("ppl") and old and field != "n" else 1.0
+        if not _close(old, new, tolerance * grown):  # a perplexity is the exponential of what was rounded
             same = recorded["signature"].endswith(rescored.signature)
             how = "" if same else f" by {rescored.signature}, once {recorded['signature']}"
             name = f"{recorded['metric']}{suffix}"

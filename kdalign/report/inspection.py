@@ -21,7 +21,8 @@ def inspection_table(
     parts: list[RenderableType] = [_layers(likeness), Text("")]
     parts.append(plain_text(f"text: {' | '.join(looks.texts)}"))
     if looks.answers:
-        named = zip(("student", "teacher"), looks.answers, strict=True)
+        several = any(":" in stack for stack in likeness.pairs)  # a later teacher's stack has its number in front
+        named = zip(("student", "teacher 1" if several else "teacher"), looks.answers, strict=True)
         parts.append(plain_text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
         parts += [Text(""), *_examples(differing)]

@@ -39,6 +39,8 @@ _ELSEWHERE = ("out", "allow", "train.device", "train.precision", "cache.keep")
 outputs for others."""
 _LARGEST = 32 * 2**20
 """Limit of unpacked bytes of an archived run or shared column: some millions of predictions."""
+ROUNDING = 1e-4
+"""Largest relative change of a score or likelihood by being kept: four digits stay."""
 _KINDS = ("<i4", "<f4")
 _SHARED_FILE = re.compile(rf"[0-9a-f]{{{_HEX}}}\.gz")
 

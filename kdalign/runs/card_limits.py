@@ -1,6 +1,7 @@
 """The section of a model card on limits, and when a share of the teacher's score can be stated."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from kdalign.metrics.classification import Score
 from kdalign.runs.card_facts import CardFacts
@@ -28,8 +29,7 @@ def limits_section(card: CardFacts) -> str:
         found.append(f"Only part of the {part} was used: at most {recipe.data.limit:,} examples of a split{made}.")
     if "unlabelled" in data and data["unlabelled"]["n"] == recipe.data.unlabelled_limit:
         found.append(f"Only part of the text without labels was used: {recipe.data.unlabelled_limit:,} texts.")
-    if "tokenizers" in data:
-        found.append("Teacher and student read other tokens: their perplexities do not compare.")
+    found += _tokenizers(data)
     for leak in card.record.training.get("multi_task", {}).get("leaks", ()):
         if f" texts of {card.record.task}, " in leak:
             found.append(f"Scored texts were searched for in the training texts of the other tasks: {escape(leak)}.")
@@ -55,6 +55,14 @@ def why_not_retained(card: CardFacts, ours: Score, theirs: Score | None) -> str:
     if not ours.higher_is_better and ours.value <= 0:
         return f"the student's score, {ours.value:.4g}, is not above 0"
     return ""
+
+
+def _tokenizers(data: Mapping[str, Any]) -> Iterable[str]:
+    if "tokenizers" in data:
+        yield "Teacher and student read other tokens: their perplexities do not compare."
+    if "tokenizers_by_teacher" in data:
+        who = ", ".join(map(escape, data["tokenizers_by_teacher"]))
+        yield f"Other tokens than the student's are read by: {who}."
 
 
 def _undefined(card: CardFacts) -> Iterable[str]:

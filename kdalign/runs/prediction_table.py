@@ -161,12 +161,10 @@ class PredictionTable:
     @property
     def agreed(self) -> Array | None:
         """Target tokens of each row at which the student's likeliest token is the teacher's, (rows,)."""
-        if AGREED in self.frame.columns:
-            kept: Array = self.frame[AGREED].to_numpy()
-            return kept
         ours, theirs = self.student.best, self.teacher.best
         if ours is None or theirs is None:
-            return None
+            kept: Array | None = self.frame[AGREED].to_numpy() if AGREED in self.frame.columns else None
+            return kept
         return np.array([int(np.sum(a == b)) for a, b in zip(ours, theirs, strict=True)], dtype=np.int64)
 
 
@@ -310,6 +308,8 @@ def _check_classes(frame: "pd.DataFrame", where: str) -> None:
 def _check_tokens(frame: "pd.DataFrame", where: str) -> None:
     """Refuse rows whose number of likeliest tokens differs from their number of tokens."""
     if TOKENS not in frame.columns:
+        if AGREED in frame.columns:
+            raise UsageError(f"{where}: column 'agreed' counts tokens, and there is no column 'tokens'")
         return
     tokens = frame[TOKENS].to_numpy()
     if tokens.dtype.kind == "f" or (len(tokens) and tokens.min() < 0):

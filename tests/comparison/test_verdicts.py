@@ -14,6 +14,7 @@ from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import Recipe
+from kdalign.runs import archive
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions, write_predictions, write_token_predictions
 from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord
@@ -85,7 +86,7 @@ def classifier(path, task, right, seed=0, teacher=True, luck=0, **changes):
     return finished(path, task, made, seed, **changes)
 
 
-def modeller(path, worse=0.0, seed=0, shift=0, words=500, teacher=2.5):
+def modeller(path, worse=0.0, seed=0, shift=0, words=500, teacher=2.5, turned=0):
     """A run of a language model on 80 rows of tokens, and its teacher's answers."""
     generator = np.random.default_rng(1)
     tokens = generator.integers(5, 20, 80) + shift
@@ -93,7 +94,7 @@ def modeller(path, worse=0.0, seed=0, shift=0, words=500, teacher=2.5):
     best = generator.integers(0, 50, tokens.sum())
     off = np.random.default_rng([seed, int(100 * worse)]).random(len(best)) < 0.3 + worse
     ours = TokenPredictions(nll, tokens, np.where(off, 99, best))
-    theirs = TokenPredictions(tokens * teacher, tokens, best)
+    theirs = TokenPredictions(tokens * teacher, tokens, np.where(np.arange(len(best)) < turned, 98, best))
     write_token_predictions(RunFolder(path).predictions("validation"), ours, theirs)
     total = nll.sum()
     values = {"ppl": float(np.exp(total / tokens.sum())), "word_ppl": float(np.exp(total / words))}
@@ -279,17 +280,24 @@ def test_an_archive_gives_the_verdict_of_its_runs_on_agreement(tmp_path):
     arms = {name: {("lm", 0): modeller(tmp_path / name, worse)} for name, worse in (("base", 0.1), ("ours", 0.0))}
     whole = found(compare_arms(arms, "base"), "ours", "lm/agreement").verdict
     for runs in arms.values():
-        run = runs["lm", 0]
-        table = run.predictions.frame
-        same = [int((ours == theirs).sum()) for ours, theirs in zip(table["best"], table["teacher_best"], strict=True)]
-        kept = {"nll": table["nll"], "tokens": table["tokens"], "agreed": same, "teacher_nll": table["teacher_nll"]}
-        runs["lm", 0] = replace(run, archived={"validation": {name: np.array(each) for name, each in kept.items()}})
+        runs["lm", 0] = archived(runs["lm", 0])
     assert found(compare_arms(arms, "base"), "ours", "lm/agreement").verdict == whole
     assert whole.word == "better"
 
 
-def test_agreement_with_other_language_models_is_not_compared(tmp_path):
-    arms = {"a": {("lm", 0): modeller(tmp_path / "a")}, "b": {("lm", 0): modeller(tmp_path / "b", teacher=2.6)}}
+def archived(run):
+    """A run of which an archive alone is left, which rounds."""
+    columns = archive._read_answers(run.folder.predictions("validation"))
+    kept = {name: archive._shortened(each) if each.dtype.kind == "f" else each for name, each in columns.items()}
+    assert set(kept) == {"nll", "tokens", "teacher_nll", "agreed"}
+    return replace(run, archived={"validation": kept})
+
+
+@pytest.mark.parametrize(("kept", "other"), [("folders", {"turned": 1}), ("archive", {"teacher": 2.501})])
+def test_agreement_with_other_language_models_is_not_compared(tmp_path, kept, other):
+    """A folder tells teachers apart by one likeliest token, an archive by their likelihoods."""
+    runs = {"a": modeller(tmp_path / "a"), "b": modeller(tmp_path / "b", **other)}
+    arms = {name: {("lm", 0): archived(run) if kept == "archive" else run} for name, run in runs.items()}
     judgement = compare_arms(arms, "a")
     assert [one.key for one in judgement.verdicts] == ["lm/ppl", "lm/word_ppl"]
     assert any("had different teachers, no verdict on agreement" in note for note in judgement.notes)

@@ -1,6 +1,7 @@
 """Runs with several teachers: recipes, what is refused, the record, tables and cards, and resuming."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from kdalign.alignment.plan import read_plan
 from kdalign.comparison.compare import compare
 from kdalign.data.tokenizer_training import train_tokenizer
+from kdalign.devices import make_accelerator
+from kdalign.distillation.map_layers import CalibrationTexts, plan_layers
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import prepare
+from kdalign.distillation.tokenize import open_run
+from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.recipe import build_recipe
@@ -152,6 +157,40 @@ def test_teachers_of_other_tokenizers_are_announced_and_changes_of_tokens_refuse
         prepared((teacher, apart), data, "data.augment={by: cutoff}")
 
 
+def test_a_later_teachers_special_tokens_are_checked_by_its_own_tokenizer(teacher, apart, data, tmp_path):
+    shutil.copytree(apart, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "other/config.json").write_text(json.dumps({**config, "pad_token_id": 7}))
+    with pytest.raises(UsageError, match="teacher 2's pad token is 7 in its configuration and 0 in its tokenizer"):
+        preflight(prepared((teacher, tmp_path / "other"), data))
+
+
+def test_each_tokenizers_overlap_with_the_students_is_counted(teacher, apart, data, tmp_path):
+    shutil.copytree(apart, tmp_path / "letters")
+    file = tmp_path / "letters/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    names = [name for name in tokenizer["model"]["vocab"] if len(name.strip("#")) == 1 or name[0] == "["]
+    tokenizer["model"]["vocab"] = {name: number for number, name in enumerate(names)}
+    file.write_text(json.dumps(tokenizer))
+    run = prepared((teacher, apart, tmp_path / "letters"), data, **{"data.max_length": 16})
+    first, second, third = open_run(run, make_accelerator("cpu")).texts.overlaps
+    assert first is None
+    assert second.covered == second.characters
+    assert 0 < third.covered < third.characters  # 16 letters are less of a text than 16 words
+
+
+def test_a_teacher_without_a_head_is_fine_tuned_on_its_own_tokens(kdalign, teacher, apart, data, tmp_path):
+    body = tmp_path / "body"
+    shutil.copytree(apart, body)
+    AutoModelForSequenceClassification.from_pretrained(apart).base_model.save_pretrained(body)
+    more = ("--set", "finetune.epochs=0.2", "--allow", "weak-teacher")
+    status, _, err = distilled(kdalign, teacher, body, data, tmp_path / "run", *more)
+    assert status == 0, err
+    [kept] = (cache_folder() / "teachers").glob("*/tokenizer.json")
+    wanted = json.loads((body / "tokenizer.json").read_text())["model"]["vocab"]
+    assert json.loads(kept.read_text())["model"]["vocab"] == wanted
+
+
 def test_language_models_of_other_tokenizers_are_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, 0)[0]))
     (tmp_path / "validation.jsonl").write_text(json.dumps({"text": sentences(1, 9)[0][0]}) + "\n")
@@ -161,8 +200,12 @@ def test_language_models_of_other_tokenizers_are_refused(tmp_path):
         build_from_scratch(scratch_config(new, words), 0).save_pretrained(tmp_path / name)
         words.save_pretrained(tmp_path / name)
     flags = {"data.task": ("lm",), "data.max_length": 24}
-    with pytest.raises(UsageError, match="have different tokenizers, so their distributions of tokens cannot be"):
+    said = "have different tokenizers, so their distributions of tokens cannot be"
+    with pytest.raises(UsageError, match=said):
         prepared((tmp_path / "one", tmp_path / "other"), tmp_path, **flags)
+    names = (str(tmp_path / "one"), str(tmp_path / "other"))
+    with pytest.raises(UsageError, match=said):
+        plan_layers(names, "layers=2", "cka", reading=CalibrationTexts("lm", str(tmp_path)))
 
 
 def test_samples_must_fit_the_positions_of_every_teacher(tmp_path):
@@ -181,8 +224,6 @@ def test_samples_must_fit_the_positions_of_every_teacher(tmp_path):
 
 
 def test_the_same_weights_twice_are_said_before_training(teacher, data, tmp_path):
-    import shutil
-
     shutil.copytree(teacher, tmp_path / "copy")
     findings = {finding.what: finding.said for finding in preflight(prepared((teacher, tmp_path / "copy"), data))}
     assert "have the same weights" in findings["teachers"]
@@ -254,6 +295,15 @@ def test_each_teacher_is_scored_and_shown_on_its_own_tokens(kdalign, teacher, ap
             right = model(**tokens).logits.argmax(dim=1).numpy() == np.array(labels)
         assert score.value == pytest.approx(100 * right.mean())
         assert score.value > 60
+
+
+def test_layers_of_teachers_of_several_families_are_not_planned(teacher, tmp_path):
+    words = train_tokenizer(sentences(200, 7)[0], 300, "causal", 64)
+    new = parse_scratch_spec("new:gpt2,layers=4,width=32,heads=4,positions=64")
+    build_from_scratch(scratch_config(new, words), 0).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"several families do not teach together: .*\(masked\), .*\(causal\)"):
+        plan_layers((str(teacher), str(tmp_path)), "layers=2")
 
 
 def test_layers_of_teachers_with_other_tokenizers_are_measured(kdalign, teacher, apart, data):

@@ -12,9 +12,11 @@ import pytest
 
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import RunError, UsageError
-from kdalign.evaluation.rescoring import _languages, rescore, rescore_evaluation, rescore_run
+from kdalign.evaluation.rescoring import _languages, rescore, rescore_archived, rescore_evaluation, rescore_run
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
+from kdalign.runs import archive
+from kdalign.runs.discovery import RunGroup
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable
 from kdalign.runs.record import read_record
@@ -69,6 +71,24 @@ def test_every_score_of_a_run_is_what_its_answers_give(made, kind):
     told = [*split["student"], *split["teacher"], split["agreement"], *split["calibration"].values()]
     assert (found.differences, found.skipped) == ((), ())
     assert found.scores == len(told) == {"classes": 11, "cosines": 5}.get(kind, len(told))
+
+
+def test_an_archived_perplexity_may_differ_by_what_its_likelihoods_were_rounded_by(made):
+    record = read_record(made / "gpt2")
+    columns = archive._read_answers(RunFolder(made / "gpt2").predictions("validation"))
+    worst = {
+        name: each * (1 + 0.6 * archive.ROUNDING) if each.dtype.kind == "f" else each for name, each in columns.items()
+    }
+    entry = RunGroup("gpt2", "key", {"lm": record}, answers={"lm": {"validation": worst}}, ablation=made)
+    split = record.scores["validation"]
+    assert max(math.log(score["value"]) for score in split["teacher"]) > 5, "its rounding grows by this factor"
+    found = rescore_archived(entry)
+    assert (found.differences, found.skipped) == ((), ())
+    assert found.scores == len([*split["student"], *split["teacher"], split["agreement"]])
+    worst["teacher_nll"] = worst["teacher_nll"] * (1 + 5 * archive.ROUNDING)
+    differences = rescore_archived(entry).differences
+    assert differences
+    assert all("validation: teacher " in line for line in differences)
 
 
 def test_a_run_without_a_teacher_is_verified_too(made):

@@ -37,6 +37,7 @@ def test_answers_that_a_run_keeps_are_read(tmp_path: Path, columns: dict[str, ob
         ({"prediction": ["x"] * 3}, "column 'prediction' does not hold numbers"),
         ({"label": [None] * 3}, "column 'label' does not hold numbers"),
         ({"prediction": [0, 1, 2]}, "'prediction' holds other numbers than those of 2 classes"),
+        ({"agreed": [1, 1, 1]}, "column 'agreed' counts tokens, and there is no column 'tokens'"),
         ({"teacher": [0, -1, 1]}, "'teacher' holds other numbers than those of 2 classes"),
         ({"label": [0.0, np.nan, 1.0]}, "'label' holds other numbers than those of 2 classes"),
         ({"logit/good": [True, False, True]}, "column 'logit/good' does not hold numbers"),

@@ -15,9 +15,10 @@ from kdalign.data.batches import collate
 from kdalign.data.dual_tokenization import tokenize_labelled_dual, tokenize_labelled_several
 from kdalign.data.tasks import Examples
 from kdalign.models.architecture import describe, join_teachers
+from kdalign.models.capture import Activations, CaptureSpec
 from kdalign.models.mixtures import Mixing
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import TermInputs
+from kdalign.objective.terms import EmbeddingSimilarity, TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.teachers.computed import ComputedTeacher
@@ -28,6 +29,8 @@ from support.tiny import sentences, tiny_classifier
 
 CPU = torch.device("cpu")
 WEIGHTS = Weights(hard=0.3, alpha=0.7, beta=1, gamma=1, delta=1, embeddings=0.5, relations=0.5, temperature=2)
+OF_MEANS = Weights(hard=0.3, alpha=0.7, beta=1, gamma=1, delta=1, temperature=2)
+"""Of terms that a mean of layers has: neither queries nor embeddings."""
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -53,14 +56,13 @@ class Lesson:
             self.data = tokenize_labelled_several(train(), ours, readers, length)
         else:
             self.teacher = self.teachers[0]
-            self.data = tokenize_labelled_dual(train(), (ours, readers[0]), 64)
+            self.data = tokenize_labelled_dual(train(), (ours, readers[0]), length)
         student = tiny_classifier("bert", 2, 32, seed=9, vocab_size=len(ours), type_vocab_size=3, **STILL)
         joined = join_teachers([describe(each.model.config) for each in self.teachers])
         plan = propose(joined, describe(student.config), choice)
         plan = Plan(**{**vars(plan), "shares": shares or (0.5, 0.5)}) if len(readers) > 1 else plan
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], CPU)
-        # No mean of layers has queries or embeddings of its own.
-        weights = WEIGHTS if choice == "auto" else Weights(hard=0.3, alpha=0.7, beta=1, gamma=1, delta=1, temperature=2)
+        weights = WEIGHTS if choice == "auto" else OF_MEANS
         self.objective = build_classification_objective(weights, self.plan, regression=False)
         projections = Projections(self.plan.projections, 0, self.plan.mixes)
         self.learner = Learner(student, projections, self.plan, [self.objective], (0, 1), False)
@@ -97,16 +99,17 @@ def test_the_answers_are_those_of_each_teacher_on_its_own_tokens():
     torch.testing.assert_close(mixed, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_the_terms_of_a_teachers_layers_are_those_of_that_teacher_alone():
-    both = Lesson((None, byte_level()))
-    alone = Lesson((byte_level(),))
+@pytest.mark.parametrize("choice", ["auto", "learned"])
+def test_the_terms_of_a_teachers_layers_are_those_of_that_teacher_alone(choice):
+    both = Lesson((None, byte_level()), choice, length=10)
+    alone = Lesson((byte_level(),), choice, length=10)
     alone.teacher = alone.teachers[0] = both.teachers[1]
     alone.plan = calibrate(alone.plan, alone.teacher, [collate(alone.data, range(8))], CPU)
-    alone.objective = build_classification_objective(WEIGHTS, alone.plan, regression=False)
+    alone.objective = build_classification_objective(WEIGHTS if choice == "auto" else OF_MEANS, alone.plan, False)
     alone.learner = Learner(both.learner.student, Projections((), 0), alone.plan, [alone.objective], (0, 1), False)
     ours, theirs = both.parts(collate(both.data, range(8))).parts, alone.parts(collate(alone.data, range(8))).parts
     names = [name for name in theirs if name not in ("hard", "soft")]
-    assert {"cosine", "euclid", "attention", "embeddings", "relations"} <= set(names)
+    assert {"cosine", "euclid", "attention", *({"embeddings", "relations"} if choice == "auto" else ())} <= set(names)
     for name in names:
         assert float(ours[f"{name} 2"]) == pytest.approx(float(theirs[name]), rel=1e-4), name
 
@@ -145,9 +148,12 @@ def test_a_teacher_without_rows_in_a_micro_batch_changes_nothing():
     torch.testing.assert_close(lesson.gradient(batches[0]), alone.gradient(batches[1]), atol=1e-5, rtol=1e-4)
 
 
-def test_layers_are_as_alike_as_each_teachers_alone():
-    both, alone = Lesson((None, byte_level())), Lesson((byte_level(),))
+@pytest.mark.parametrize("routed", [False, True], ids=["together", "each its rows"])
+def test_layers_are_as_alike_as_each_teachers_alone(routed):
+    both, alone = (Lesson(readers, length=10) for readers in ((None, byte_level()), (byte_level(),)))
     alone.teachers[0] = both.teachers[1]
+    if routed:  # every teacher is measured on all rows
+        both.data = replace(both.data, taught_by=np.array([0, 1, 1, 0, 1, 0, 0, 1]))
     found = [
         measure_similarities(
             each.plan,
@@ -160,6 +166,29 @@ def test_layers_are_as_alike_as_each_teachers_alone():
         for each in (both, alone)
     ]
     np.testing.assert_allclose(found[0]["2:encoder"], found[1]["encoder"], rtol=1e-5)
+
+
+def test_embeddings_of_each_teacher_are_means_over_its_own_tokens():
+    lesson = Lesson((byte_level(), unigram()))
+    bodies = [
+        ComputedTeacher(model.base_model, None, torch.float32, CPU)
+        for model in (teacher.model for teacher in lesson.teachers)
+    ]
+    teacher = SeveralTeachers(tuple(bodies), Mixing((0.5, 0.5)))
+    batch = collate(lesson.data, range(8))
+    student = Activations(features=torch.randn(8, batch.real.size(1), 32))
+    value = EmbeddingSimilarity()(TermInputs(student, teacher(batch, CaptureSpec()), batch))
+    means = []
+    for each, tokenizer in zip(lesson.teachers, (byte_level(), unigram()), strict=True):
+        tokens = [tokenizer(text, return_tensors="pt", return_token_type_ids=True) for text in train().texts[0]]
+        with torch.no_grad():
+            rows = [each.model.base_model(**one).last_hidden_state.mean(dim=1) for one in tokens]
+        means.append(F.normalize(torch.cat(rows), dim=1))
+    wanted = sum(0.5 * mean @ mean.T for mean in means)
+    ours = F.normalize((student.features * batch.real[..., None]).sum(1) / batch.real.sum(1, keepdim=True), dim=1)
+    apart = ~torch.eye(8, dtype=torch.bool)
+    by_hand = (ours @ ours.T - wanted)[apart].square().mean() / wanted[apart].var(correction=0).clamp_min(0.05**2)
+    assert float(value) == pytest.approx(float(by_hand), rel=1e-3)
 
 
 def test_equal_tokenizers_are_read_once_and_a_batch_goes_through_a_selection():

@@ -23,7 +23,7 @@ class Unit(StrEnum):
     """An example with a known label: all of them without unlabelled text."""
     TOKEN = "token"
     COMPARED = "compared"
-    """A token with a counterpart at the teacher: all of them if both models read the same tokens."""
+    """A token with a counterpart at every teacher, or at the row's own: all of them if all read the same tokens."""
     TARGET = "target"
     ANSWERED = "answered"
     """A target token that the teacher predicts, too: all of them if both models read the same tokens."""
