@@ -163,7 +163,8 @@ def _evaluation_remarks(table: NotedTable) -> list[str]:
     for result in table.scored:
         notes |= dict.fromkeys(note for note in result.get("notes", ()) if note not in known)
         if result.get("truncated"):
-            said = f"{result['task']}: {result['truncated']:,} examples were truncated"
+            were = "example was" if result["truncated"] == 1 else "examples were"
+            said = f"{result['task']}: {result['truncated']:,} {were} truncated"
             cut.setdefault(said, {})[Path(result["model"]).name] = None
         notes |= {mark_note(score["mark"]): None for score in result["scores"] if score.get("mark")}
     return [*notes, *(f"{list_names(list(names))}, {said}" for said, names in cut.items())]

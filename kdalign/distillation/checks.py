@@ -85,7 +85,10 @@ def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None)
         _check_settings_of_labels(recipe, adapter)
     trained = (recipe.tokenizer or "").startswith("train:")
     if isinstance(adapter.task, LanguageTask) and adapter.task.kind == "chat" and trained:
-        raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text lacks")
+        raise UsageError(
+            f"task {name!r} needs a chat template, which a tokenizer trained on the text lacks (accepted: --tokenizer "
+            f"FOLDER of a saved one whose chat_template is set)"
+        )
     if adapter.head is HeadKind.NONE:
         _check_embedding_task(recipe, name, teacher)
 

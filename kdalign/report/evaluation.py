@@ -209,7 +209,8 @@ def _file_notes(result: "EvaluationResult", name_split: bool) -> list[str]:
     name = f"{result.model} on {result.task}, {result.split}" if name_split else result.model
     notes = []
     if result.truncated:
-        notes.append(f"{name}: {result.truncated:,} examples were truncated to --max-length")
+        were = "example was" if result.truncated == 1 else "examples were"
+        notes.append(f"{name}: {result.truncated:,} {were} truncated to --max-length")
     if result.passed_over:
         notes.append(f"{name}: {result.passed_over:,} examples have no answer within --max-length")
     if result.submission:

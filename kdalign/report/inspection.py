@@ -20,12 +20,12 @@ def inspection_table(
     """Render an inspection: layers, answers to a text and, if there are any, examples."""
     parts: list[RenderableType] = [_layers(likeness), Text("")]
     parts.append(plain_text(f"text: {' | '.join(looks.texts)}"))
+    several = any(":" in stack for stack in likeness.pairs)  # a later teacher's stack has its number in front
     if looks.answers:
-        several = any(":" in stack for stack in likeness.pairs)  # a later teacher's stack has its number in front
         named = zip(("student", "teacher 1" if several else "teacher"), looks.answers, strict=True)
         parts.append(plain_text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
-        parts += [Text(""), *_examples(differing)]
+        parts += [Text(""), *_examples(differing, "all teachers" if several else "teacher")]
     note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, without special ones"
     return Group(*parts, note_line(note))
 
@@ -50,14 +50,14 @@ def _layers(likeness: "LayerSimilarity") -> Table:
     return table
 
 
-def _examples(differing: Disagreements) -> list[RenderableType]:
-    """The examples on which the two models differ most."""
+def _examples(differing: Disagreements, taught: str) -> list[RenderableType]:
+    """The examples on which the student differs most from its teacher, or from all of them as one."""
     head = f"{differing.task}, {differing.split}: {differing.differ:,} of {differing.n:,} answers differ"
     if not differing.examples:
         return [plain_text(head)]
     table = new_table(f"{head}; the {len(differing.examples)} farthest apart")
     table.add_column("text", overflow="fold", ratio=1)
-    for heading in ("label", "teacher", "student"):
+    for heading in ("label", taught, "student"):
         table.add_column(heading)
     table.add_column("distance", justify="right")
     for example in differing.examples:

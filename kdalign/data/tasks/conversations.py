@@ -103,8 +103,17 @@ def _no_message(turn: Any, where: str) -> UsageError:
     row, _, message = where.rpartition(", ")
     return UsageError(
         f"{row}: a message needs content, a text, and a role of {', '.join(ROLES)} (or from and value, as in ShareGPT: "
-        f"human, gpt, system, observation); {message} is {describe_cell(turn)}"
+        f"human, gpt, system, observation); {message} {_fault(turn)}"
     )
+
+
+def _fault(turn: Any) -> str:
+    """Describe what is wrong with a message, such as ``has from 'bing'``."""
+    named = turn if isinstance(turn, dict) else {}
+    for key, accepted in (("role", ROLES), ("from", SHARE_GPT)):
+        if named.get(key) is not None and named[key] not in accepted:
+            return f"has {key} {describe_cell(named[key])}"
+    return f"is {describe_cell(turn)}"
 
 
 def _tools(given: Any, where: str) -> tuple[Any, ...]:
