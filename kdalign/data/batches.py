@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kdalign.data.masks import document_mask, permutation_masks
 from kdalign.data.token_matching import TokenAlignment, align_tokens
 
 Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
@@ -374,9 +375,9 @@ def collate(
         real = real & (inputs.pop(CUT) == 0)
     inputs["attention_mask"] = real.long()
     if "document" in inputs:
-        inputs["attention_mask"] = _document_mask(inputs.pop("document"), real)
+        inputs["attention_mask"] = document_mask(inputs.pop("document"), real)
     if "order" in inputs:
-        inputs |= _permutation_masks(inputs.pop("order"), real)
+        inputs |= permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
     single, readings = None, tuple[Reading | None, ...]()
@@ -438,21 +439,6 @@ def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Te
 def _mask(column: Sequence[Sequence[int]], width: int | None) -> Bool[Tensor, "batch time"]:
     lengths = torch.tensor([len(ids) for ids in column])
     return torch.arange(max(int(lengths.max()), width or 0)) < lengths[:, None]
-
-
-def _document_mask(
-    document: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]
-) -> Bool[Tensor, "batch 1 time time"]:
-    """Mask of packed documents: a position attends to the past of its own document (padding: to itself)."""
-    same = (document[:, :, None] == document[:, None, :]) & (real[:, :, None] == real[:, None, :])
-    return same.tril()[:, None]
-
-
-def _permutation_masks(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
-    """XLNet's masks: a position sees those before it in the order, and every position is predicted."""
-    hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
-    mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)
-    return {"perm_mask": hidden.float(), "target_mapping": mapping}
 
 
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:

@@ -286,13 +286,13 @@ MUTANTS = {
         "contract/test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
     ),
     "packed documents attend to each other": (
-        "data/batches.py",
+        "data/masks.py",
         "same = (document[:, :, None] == document[:, None, :]) &",
         "same = (document[:, :, None] > -9) &",
         "contract/test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
     ),
     "a permutation that shows the token asked for": (
-        "data/batches.py",
+        "data/masks.py",
         "order[:, None, :] >= order[:, :, None]",
         "order[:, None, :] > order[:, :, None]",
         "contract/test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
