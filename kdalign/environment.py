@@ -1,9 +1,11 @@
 """Versions and hardware for a record, the cache folder, and memory that glibc holds back."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,25 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "libraries": libraries,
     }
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash the source of this package: results of other code are not mistaken for its own."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def machine(device: Any) -> dict[str, Any]:
+    """Return what decides, beside the code, the last digits of a result and how long it takes to compute."""
+    import torch
+
+    facts, cuda = environment(device), str(device).startswith("cuda")
+    name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    return {key: facts[key] for key in ("device", "cpus", "threads", "libraries")} | {"processor": name}
 
 
 def trim_heap() -> None:

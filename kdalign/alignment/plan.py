@@ -259,10 +259,14 @@ class Plan:
         return sum(self.statistics[f"variance/{layer}"] for layer in layers) / len(layers)
 
     @property
+    def measured(self) -> bool:
+        """True unless the map depends on similarities that were not measured yet."""
+        return not self.choice or bool(self.similarities)
+
+    @property
     def calibrated(self) -> bool:
         """True if every teacher layer's variance is known, and a measured map was measured."""
-        measured = not self.choice or bool(self.similarities)
-        return measured and all(f"variance/{teacher}" in self.statistics for teacher in self.teaching)
+        return self.measured and all(f"variance/{teacher}" in self.statistics for teacher in self.teaching)
 
     def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
         """Return a copy with these statistics."""

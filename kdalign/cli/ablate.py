@@ -29,7 +29,7 @@ _RECIPE = pick_flags(
     "teacher base_url top_logprobs max_requests check_teacher student task data dataset config recipe preset set term"
 )
 _BUDGET = pick_flags("epochs max_steps max_tokens batch_size lr", "The budget, the same for all")
-_REST = pick_flags("max_length limit unlabelled cache precision device allow")
+_REST = pick_flags("max_length limit unlabelled cache precision device allow no_profile")
 
 
 @dataclass(frozen=True)

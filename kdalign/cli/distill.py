@@ -18,7 +18,7 @@ from kdalign.recipe.flags import FLAGS, pick_flags
 if TYPE_CHECKING:
     from kdalign.recipe import Recipe
 
-_CHECKS = pick_flags("allow no_finetune_teacher")
+_CHECKS = pick_flags("allow no_finetune_teacher no_profile")
 _MAIN = tuple(flag for flag in FLAGS if flag not in _CHECKS)
 
 

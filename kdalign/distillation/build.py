@@ -129,18 +129,19 @@ def build_plan(
     opened = loaded.opened
     # To measure layers, each teacher reads all rows of the sample, whoever teaches them.
     run, encoded = opened.run, replace(opened.texts.train, taught_by=None)
-    plan, seed = run.plan, run.recipe.train.seed
+    plan, seed, variances = run.plan, run.recipe.train.seed, run.recipe.objective.uses_variances
     assert plan is not None, "a teacher comes with a plan"
     if resume and run.folder.plan_kept:
         saved = read_plan(run.folder.plan)
-        if not saved.calibrated or (not plan.choice and saved.maps != plan.maps):  # of a run without hashes
+        complete = saved.calibrated or (saved.measured and not variances)
+        if not complete or (not plan.choice and saved.maps != plan.maps):  # of a run without hashes
             raise UsageError(f"{str(run.folder.plan)!r} is not the plan of this run: start again with --overwrite")
         return saved
     if plan.choice and not plan.similarities:
         special = opened.tokenizer.all_special_ids
         models = [each.model for each in loaded.teachers]
         plan = measure_layer_map(plan, models, model, encoded, special, str(run.task.name), seed)
-    if not plan.calibrated:
+    if variances and not plan.calibrated:
         batches, remaps = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=remaps)
     if accelerator.is_main_process:
@@ -218,6 +219,7 @@ class Evaluator:
 
     def __call__(self, model: PreTrainedModel) -> WatchedScores:
         """Score a student; a language model also continues the sample prompts."""
+        self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
         predictions = adapter.predict(model, watched)
@@ -228,6 +230,7 @@ class Evaluator:
         samples = complete(model, loaded.opened.tokenizer, loaded.prompts)
         if samples:  # one is enough for the eye; the history keeps all
             self.observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(samples[0])}")
+        loaded.watch.begin("training")
         return WatchedScores(
             first.value if first.value is None or first.higher_is_better else -first.value,
             {score.metric: score.value for score in scores} | ({"samples": samples} if samples else {}),

@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -69,7 +68,6 @@ def export_student(
     progress: TrainState,
     accelerator: Accelerator,
     observer: Observer,
-    begun: float,
     options: ExportOptions | None = None,
 ) -> RunRecord:
     """Export the student, score what was exported, and write the record that completes the run.
@@ -80,35 +78,38 @@ def export_student(
         progress: what was spent on it.
         accelerator: device and ranks.
         observer: receives progress.
-        begun: when the run began, by ``time.perf_counter``.
         options: how the model is written, and further facts.
 
     Raises:
         RunError: the student could not be scored.
     """
     run, folder, learner = loaded.opened.run, loaded.opened.run.folder, task.learner
-    options = options or ExportOptions()
+    options, watch = options or ExportOptions(), loaded.watch
+    watch.begin("exporting")
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attention = _attention_to_layers(loaded, task, accelerator, observer)
     if accelerator.is_main_process:
         checkpoint = _write_student(loaded, learner, options.export)
         exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+        watch.begin("scoring the student")
         scores = score_exported(loaded, exported)
         training = _training_facts(progress, run, accelerator)
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
         training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
+        watch.begin("writing samples")
         record = replace(
             build_record(loaded, checkpoint, exported, scores, training),
             environment=environment(accelerator.device),
-            seconds=time.perf_counter() - begun,
             samples=_samples(loaded, exported),
         )
+        record = replace(record, seconds=watch.total, phases=watch.phases)
         try:
             write_text(folder.student / CARD, model_card(record, folder.path))
         except UsageError as error:  # it can be made later; the training cannot
             observer.announce(f"no model card was written: {error}; `kdalign card {folder.path}` tries again")
         folder.write_record(record)
+        observer.announce(f"time: {watch}")
     accelerator.wait_for_everyone()
     return read_record(folder.path)
 
@@ -342,9 +343,9 @@ def _model_record(
         parameters=count_parameters(model),
         megabytes=checkpoint_files.weights_megabytes(checkpoint),
         head=head,
-        latency_ms=loaded.latencies[index],
-        flops=loaded.flops[index],
-        tokens=loaded.timed,
+        latency_ms=loaded.costs.latencies[index],
+        flops=loaded.costs.flops[index],
+        tokens=loaded.costs.tokens,
     )
 
 

@@ -1,7 +1,7 @@
 """Load the teacher and the student of a run, or build the student, and measure both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,24 +14,19 @@ from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.devices import on_first_rank
 from kdalign.distillation.checks import Finding, needs_finetuning
+from kdalign.distillation.costs import ForwardCosts, measure_costs
 from kdalign.distillation.prepare import PreparedRun
-from kdalign.distillation.several_teachers import mixing_of
-from kdalign.distillation.teacher_checks import check_scored_teacher
+from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, score_teachers
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
-from kdalign.errors import NotFinite, RunError
-from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.evaluation.samples import Prompt, complete, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.profiling import flops_of, latencies_ms
 from kdalign.models.student_source import CutStudent, StudentInputs
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
+from kdalign.stopwatch import Stopwatch
 from kdalign.training.finetuning import FinetuneJob
-
-LATENCY_TOKENS = 128
-
 
 SHOWN = 100
 """Most characters of a sample that are shown while training; the history and the record keep all."""
@@ -49,30 +44,28 @@ class LoadedModels:
         answers: the teacher's answers on the reported splits, those of several as one.
         answers_of: of several teachers each one's answers, by split.
         watched_answers: the teacher's answers on the monitored slice of train.
-        latencies: milliseconds of a forward: the teachers' first, then the student's.
-        flops: floating-point operations of a forward, in the same order.
-        timed: tokens of such a forward.
+        costs: of a forward of each model.
         prompts: texts for samples.
         teacher_samples: the teacher's continuations of them.
         findings: results of the checks of the loaded teachers, on the first rank.
+        watch: seconds of the run by phase.
     """
 
     opened: OpenedRun
     student: PreTrainedModel
     source: str
-    teachers: "tuple[LoadedTeacher, ...]"
+    teachers: tuple[LoadedTeacher, ...]
     answers: Mapping[str, Any]
     answers_of: Sequence[Mapping[str, Any]]
     watched_answers: Any
-    latencies: Sequence[float]
-    flops: Sequence[int]
-    timed: int
+    costs: ForwardCosts
     prompts: Sequence[Prompt]
     teacher_samples: Sequence[str]
     findings: Sequence[Finding]
+    watch: Stopwatch
 
     @property
-    def teacher(self) -> "LoadedTeacher | None":
+    def teacher(self) -> LoadedTeacher | None:
         """The teacher, of several the first; None without one."""
         return self.teachers[0] if self.teachers else None
 
@@ -84,8 +77,9 @@ class LoadedModels:
         )
 
 
-def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> LoadedModels:
+def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch: Stopwatch) -> LoadedModels:
     """Load both models, fine-tuning the teacher first if it has no head; score the teacher and measure both."""
+    watch.begin("loading")
     run, recipe, tokenizer, adapter = opened.run, opened.recipe, opened.tokenizer, opened.run.adapter
     if run.augmenting is not None:
         texts = with_augmentation(run, opened.texts, tokenizer, accelerator, observer)
@@ -93,19 +87,22 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
     teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
-    score = partial(_answers, opened, teachers, accelerator)
-    said = (on_first_rank(accelerator, score) if teachers else None) or _Answers()
+    watch.begin("scoring the teacher")
+    score = partial(score_teachers, opened, teachers, accelerator.device)
+    said = (on_first_rank(accelerator, score) if teachers else None) or TeacherAnswers()
     for finding in said.findings:
         observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
+    watch.begin("loading")
     taught = teachers[0] if teachers else None
     big = taught.model if taught is not None else None
     student_model = load_student(run, tokenizer, big, texts.train)
     student_model.to(accelerator.device)
     models = [*(each.model for each in teachers), student_model]
-    timed = min(LATENCY_TOKENS, *(checkpoint_files.max_positions(model.config) for model in models))
-    flops = [flops_of(model, timed) for model in models] if main else [0] * len(models)
+    watch.begin("measuring speed")
+    costs = measure_costs(models, wanted=recipe.train.profile and main)
     if teachers and main:
-        observer.announce(_compared(models, flops, timed))
+        observer.announce(_compared(models, costs))
+    watch.begin("writing samples")
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
     teacher_samples: list[str] = []
     if taught is not None and len(teachers) == 1 and main and run.tokenizers.teacher is not None:
@@ -113,7 +110,6 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         teacher_samples = complete(taught.model, run.tokenizers.teacher, asked)
     for prompt, saying in zip(prompts, teacher_samples, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
-    latencies = latencies_ms(models, timed) if main else [0.0] * len(models)
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(
@@ -124,12 +120,11 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         answers=said.reported,
         answers_of=said.each,
         watched_answers=said.watched,
-        latencies=latencies,
-        flops=flops,
-        timed=timed,
+        costs=costs,
         prompts=prompts,
         teacher_samples=teacher_samples,
         findings=said.findings,
+        watch=watch,
     )
 
 
@@ -140,60 +135,6 @@ def _prompts_of_teacher(
     own = run.adapter.sample_prompts(run.splits.watched, tokenizer, len(prompts))
     same = [prompt.text for prompt in own] == [prompt.text for prompt in prompts]
     return own if same else retokenize_prompts(prompts, tokenizer)
-
-
-@dataclass(frozen=True)
-class LoadedTeacher:
-    """A teacher in float32.
-
-    Attributes:
-        model: the model.
-        head: origin of its head.
-        weights: fingerprint of its weights, after fine-tuning.
-    """
-
-    model: PreTrainedModel
-    head: str
-    weights: str
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """The teacher's answers, those of several as one and each one's; none but on the first rank."""
-
-    reported: Mapping[str, Any] = field(default_factory=dict)
-    watched: Any = None
-    each: Sequence[Mapping[str, Any]] = ()
-    findings: Sequence[Finding] = ()
-
-
-def _answers(opened: OpenedRun, teachers: Sequence[LoadedTeacher], accelerator: Accelerator) -> _Answers:
-    """Predict the monitored slice of train by the teachers, check them by it, and predict the reported splits.
-
-    Raises:
-        RefusedRun: what is wrong with the teachers, with its mend.
-        RunError: a teacher gives NaN.
-    """
-    run, texts, models = opened.run, opened.texts, [teacher.model.to(accelerator.device) for teacher in teachers]
-    predict = run.adapter.predict
-    try:
-        if len(models) == 1:
-            watched = predict(models[0], texts.watched_by_teacher)
-            findings = check_scored_teacher(opened, watched, models[0])
-            answers = {split: predict(models[0], e) for split, e in texts.reported_to_teacher.items()}
-            return _Answers(answers, watched, findings=findings)
-        mixing = mixing_of(run.recipe)
-        watched, _ = predict_ensemble(run.adapter, models, [read.watched for read in texts.read_by], mixing)
-        findings = check_scored_teacher(opened, watched)
-        said = {
-            split: predict_ensemble(run.adapter, models, [read.reported[split] for read in texts.read_by], mixing)
-            for split in texts.reported
-        }
-    except NotFinite as error:
-        names = " or ".join(repr(teacher.name) for teacher in run.teachers)
-        raise RunError(f"teacher {names} gives NaN: {error}; nothing can be learned from it") from None
-    each = [{split: own[number] for split, (_, own) in said.items()} for number in range(len(models))]
-    return _Answers({split: mixture for split, (mixture, _) in said.items()}, watched, each, findings)
 
 
 def load_teachers(
@@ -251,16 +192,16 @@ def _student_origin(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> str
     return f"{run.student}{f', with {len(tokenizer):,} entries made of its own' if transferred else ''}"
 
 
-def _compared(models: Sequence[PreTrainedModel], flops: Sequence[int], length: int) -> str:
+def _compared(models: Sequence[PreTrainedModel], costs: ForwardCosts) -> str:
     """Compare the size and cost of a student, which comes last, with those of its teacher or of all its teachers."""
     *sizes, ours = (count_parameters(model) for model in models)
-    *costs, ours_cost = flops
-    theirs, theirs_cost = sum(sizes), sum(costs)
     whose = "the teacher's" if len(models) == 2 else "its teachers' together"
-    return (
-        f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of {whose}; "
-        f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
-    )
+    line = f"student: {ours / 1e6:.2f} M parameters, {100 * ours / sum(sizes):.0f} % of {whose}"
+    counted = [flops for flops in costs.flops if flops is not None]
+    if len(counted) < len(models):
+        return line
+    *theirs, own = counted
+    return f"{line}; {own / 1e9:.2f} GFLOPs for {costs.tokens} tokens, {100 * own / sum(theirs):.0f} %"
 
 
 def preview(text: str) -> str:

@@ -6,7 +6,6 @@ alternate between the tasks.
 
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RunRecord
+from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer, start_trackers
 
 BLOCK = 32
@@ -158,11 +158,11 @@ def distill_together(
         observer: receives progress.
         resume: continue a run that stopped.
     """
-    begun = time.perf_counter()
     if resume and all(run.folder.complete for run in runs):
         observer.announce(f"the student of {len(runs)} tasks is finished already: {group.path}")
         return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
+    watch = Stopwatch("tokenizing")
     ready = [open_run(run, accelerator) for run in runs]
     for opened in ready:
         check_cache_room(opened)
@@ -171,7 +171,8 @@ def distill_together(
         inputs = {f"{run.task.name} {key}": value for run in runs for key, value in run.inputs.items()}
         group.begin(recipe.dump(), inputs, resume)
     accelerator.wait_for_everyone()
-    loaded = [load(part, accelerator, begin_folder(part, accelerator, observer, resume)) for part in ready]
+    loaded = [load(part, accelerator, begin_folder(part, accelerator, observer, resume), watch) for part in ready]
+    watch.begin("aligning")
     tie_bodies([part.student for part in loaded], _origin(recipe))
     tasks = []
     for part in loaded:
@@ -186,6 +187,7 @@ def distill_together(
     start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
     settings = ready[0].recipe.train
+    watch.begin("training")
     progress = Trainer(tasks, mixture.turns, settings, accelerator, group, observer).train(what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -196,7 +198,7 @@ def distill_together(
         options = ExportOptions(partial(export_with_body, body=first), facts)
         logged = observer.into(task.folder.log) if main else observer
         spent = progress.of(task.name)
-        records.append(export_student(part, task, spent, accelerator, logged, begun, options))
+        records.append(export_student(part, task, spent, accelerator, logged, options))
     return records
 
 

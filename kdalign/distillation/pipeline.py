@@ -1,6 +1,5 @@
 """A run from start to end: prepare, check, tokenize, load, build, train, export."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -28,6 +27,7 @@ from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.locks import exclusive
 from kdalign.runs.record import RunRecord
+from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import start_trackers, train
 
 
@@ -151,7 +151,7 @@ def _distill_task(
     if resume and run.folder.complete:
         observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
         return read_checked(run.folder.path)
-    begun = time.perf_counter()
+    watch = Stopwatch("tokenizing")
     ready = open_run(run, accelerator)
     check_cache_room(ready)
     source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
@@ -160,19 +160,22 @@ def _distill_task(
         group.begin_above(recipe.dump(), keep=resume)
     served = None
     if source is not None:
+        watch.begin("asking the server")
         served = ask_all(source, accelerator, observer)
         ready = with_returned(ready, source)
-    loaded = load(ready, accelerator, observer)
+    loaded = load(ready, accelerator, observer, watch)
     if source is not None and accelerator.is_main_process:
         add_scores(loaded, source, observer)
+    watch.begin("aligning")
     task = build_task(loaded, accelerator, observer, resume, None if served is None else served.teacher)
     start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if ready.recipe.has_teacher else 'training'} {run.task.name}"
+    watch.begin("training")
     progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
     options = ExportOptions(facts={} if served is None else {"served_teacher": served.all_facts()})
-    return export_student(loaded, task, progress, accelerator, observer, begun, options)
+    return export_student(loaded, task, progress, accelerator, observer, options)
 
 
 @contextmanager

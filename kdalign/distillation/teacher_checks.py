@@ -1,11 +1,10 @@
 """Check a teacher once it is scored, before the first step: above chance, rows in order, better than the student."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.tasks import ClassificationTask, Examples
@@ -25,6 +24,8 @@ from kdalign.recipe import CHECKS
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
 
+Predict = Callable[[TokenizedSplit], AnyPredictions]
+"""A teacher's predictions on a tokenized split."""
 LEAST_ROWS = 50
 """Fewest rows on which a classifier is refused: on fewer a useful one may look like chance."""
 NEAR_UNIFORM = 0.9
@@ -37,20 +38,18 @@ _ORDERED = 0.01
 """Level below which answers fit labels worse than by chance."""
 
 
-def check_scored_teacher(
-    opened: OpenedRun, answers: AnyPredictions, model: PreTrainedModel | None = None
-) -> list[Finding]:
+def check_scored_teacher(opened: OpenedRun, answers: AnyPredictions, predict: Predict | None = None) -> list[Finding]:
     """Check a teacher that is scored.
 
     Args:
         opened: the run.
         answers: the teacher's answers on the monitored slice of train, those of several as one.
-        model: the teacher, which also reads neighbouring rows; None for several.
+        predict: the teacher's predictions on tokenized rows, asked about neighbouring rows; None for several.
 
     Raises:
         RefusedRun: what is wrong and not allowed, with its mend.
     """
-    return settle_loaded(_findings(opened, answers, model), opened.run)
+    return settle_loaded(_findings(opened, answers, predict), opened.run)
 
 
 def settle_loaded(findings: Iterable[Finding], run: PreparedRun) -> list[Finding]:
@@ -68,25 +67,25 @@ def settle_loaded(findings: Iterable[Finding], run: PreparedRun) -> list[Finding
         raise RefusedRun(str(error)) from None
 
 
-def _findings(opened: OpenedRun, answers: AnyPredictions, model: PreTrainedModel | None) -> Iterator[Finding]:
+def _findings(opened: OpenedRun, answers: AnyPredictions, predict: Predict | None) -> Iterator[Finding]:
     run, adapter = opened.run, opened.run.adapter
     teacher, tokenizer, task = run.teacher, run.tokenizers.teacher, run.task
     assert teacher is not None, "a teacher is checked"
     assert tokenizer is not None, "a teacher has a tokenizer"
 
-    def predict(examples: Examples) -> AnyPredictions:
-        assert model is not None, "rows are read by one teacher"
-        return adapter.predict(model, adapter.tokenize(examples, tokenizer, teacher.config, scored=True))
+    def read(examples: Examples) -> AnyPredictions:
+        assert predict is not None, "rows are read by one teacher"
+        return predict(adapter.tokenize(examples, tokenizer, teacher.config, scored=True))
 
-    neighbours = run.splits.neighbours if model is not None else ()
+    neighbours = run.splits.neighbours if predict is not None else ()
     blocks = few_blocks(neighbours, tokenizer, adapter.max_length)
     if isinstance(task, ClassificationTask):
         weak = list(_no_better_than_chance(run, task, answers))
-        shifted = find_shifted_labels(predict, blocks, task) if weak and blocks else iter(())
+        shifted = find_shifted_labels(read, blocks, task) if weak and blocks else iter(())
         yield from islice(chain(shifted, weak), 1)
     elif adapter.predicts_tokens:
         if blocks and len(blocks[0].texts) == 2:
-            yield from find_shifted_targets(predict, blocks)
+            yield from find_shifted_targets(read, blocks)
         yield from _no_better_than_frequencies(opened, answers, vocabulary_size(teacher.config))
 
 

@@ -37,6 +37,9 @@ from kdalign.models.heads import head_of
 
 WARM_UP = 5
 REPEATS = 25
+WARM_UP_SECONDS, TURN_SECONDS = 0.5, 2.0
+"""Seconds after which slow models are warm, and timed often enough."""
+LEAST_TURNS = 5
 BYTES = {"fp32": 4, "bf16": 2}
 _SAMPLING_SECONDS = 0.002
 
@@ -372,11 +375,18 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
 def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: int = REPEATS) -> list[float]:
     """Measure each model's median time of one forward at batch 1, in milliseconds.
 
-    The models take turns, so that their ratio holds while the machine's speed drifts.
+    The models take turns, so that their ratio holds while the machine's speed drifts: ``repeats`` turns after a warm-up
+    of ``WARM_UP``, or fewer of slow models, once ``TURN_SECONDS`` have passed; at least ``LEAST_TURNS``.
     """
-    turns = [
-        [_times(model, 1, length, 1, warm_up=0 if turn else WARM_UP)[0] for model in models] for turn in range(repeats)
-    ]
+    begun = time.perf_counter()
+    for number in range(WARM_UP):
+        for model in models:
+            _times(model, 1, length, 1, warm_up=0)
+        if number and time.perf_counter() - begun > WARM_UP_SECONDS:
+            break
+    turns, begun = list[list[float]](), time.perf_counter()
+    while len(turns) < repeats and (len(turns) < LEAST_TURNS or time.perf_counter() - begun < TURN_SECONDS):
+        turns.append([_times(model, 1, length, 1, warm_up=0)[0] for model in models])
     return [1e3 * statistics.median(times) for times in zip(*turns, strict=True)]
 
 

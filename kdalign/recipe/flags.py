@@ -209,6 +209,7 @@ FLAGS = (
         bool,
         sets=False,
     ),
+    Flag("--no-profile", "train.profile", "Do not measure FLOPs and latency of both models.", bool, sets=False),
 )
 """All flags, in the order of ``kdalign distill --help``."""
 

@@ -8,7 +8,15 @@ from pydantic import Field, field_validator, model_validator
 from kdalign.errors import did_you_mean
 from kdalign.recipe.schedules import MOST_WEIGHT, Schedule, check_schedule, schedule_of
 from kdalign.recipe.sections import Divergence, Section, Temperature, Weight, check_plain
-from kdalign.recipe.terms import ALIGNING_KEYS, ANSWER_TERMS, FIRST_KEYS, TEACHERLESS_KEYS, TERM_KEYS
+from kdalign.recipe.terms import (
+    ALIGNING_KEYS,
+    ANSWER_TERMS,
+    FIRST_KEYS,
+    TEACHERLESS_KEYS,
+    TERM_FACTS,
+    TERM_KEYS,
+    VARIANCES,
+)
 
 
 class ObjectiveWeights(Section):
@@ -145,6 +153,13 @@ class ObjectiveWeights(Section):
         """True if a term compares layers."""
         further = any(name not in ANSWER_TERMS for name in self.further)
         return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
+
+    @property
+    def uses_variances(self) -> bool:
+        """True if a term divides by the teacher's variances, or is the user's own and may."""
+        built = self.built
+        units = [TERM_FACTS[name].unit if name in TERM_FACTS else VARIANCES for name in built.further]
+        return built.gamma > 0 or VARIANCES in units
 
     @property
     def weights(self) -> dict[str, float]:

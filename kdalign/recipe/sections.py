@@ -295,6 +295,8 @@ class TrainSettings(Section):
     otherwise fp32."""
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
+    profile: bool = True
+    """Count FLOPs and measure latency of both models before training."""
     seed: Seed = 0
     """Seed of initialization, data order and dropout."""
     eval_every: Steps | None = None

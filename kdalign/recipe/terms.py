@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+VARIANCES = "teacher's variances"
+"""Unit of terms that divide by the variance of a teacher layer's features, which is measured before training."""
+
 
 @dataclass(frozen=True)
 class TermFacts:
@@ -65,7 +68,7 @@ TERM_FACTS: Mapping[str, TermFacts] = {
         TermFacts(
             "euclid",
             "layers",
-            "teacher's variances",
+            VARIANCES,
             key="gamma",
             says="squared distance between hidden states",
             short="euc",
@@ -92,7 +95,7 @@ TERM_FACTS: Mapping[str, TermFacts] = {
         TermFacts("dist", "answers", "1 − correlation"),
         TermFacts("nmse", "layers", "teacher's squared lengths"),
         TermFacts("pkd", "layers", "squared distance"),
-        TermFacts("attended-euclid", "layers", "teacher's variances"),
+        TermFacts("attended-euclid", "layers", VARIANCES),
         TermFacts("attention-kl", "layers", "nats"),
         TermFacts("cka", "layers", "1 − CKA"),
         TermFacts("rkd-distance", "layers", "Huber distance"),

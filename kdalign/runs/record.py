@@ -143,6 +143,7 @@ class RunRecord:
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
+        phases: seconds of the run by phase, such as ``training``; empty in records of versions that wrote none.
         teachers: each of several teachers, of which ``teacher`` is the mixture; empty for one teacher or none.
         seal: SHA-256 of everything else in the record; empty in records of versions that wrote none.
     """
@@ -163,6 +164,7 @@ class RunRecord:
     samples: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     teachers: list[ModelRecord] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
     seal: str = field(default="", compare=False)
 
     @property

@@ -169,6 +169,7 @@ class _Record(_Shape):
     training: _Training
     environment: _Environment
     seconds: Amount
+    phases: dict[Text, Amount] = {}
     samples: list[dict[Text, Text]] = []
     files: dict[File, Digest] = {}
     seal: Text = ""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,8 @@ def findings(run):
     """What the checks say of the run's teacher."""
     adapter = run.run.adapter
     model = adapter.load_model(run.run.teacher, fresh_head=False, seed=0)
-    return check_scored_teacher(run, adapter.predict(model, run.texts.watched_by_teacher), model)
+    predict = partial(adapter.predict, model)
+    return check_scored_teacher(run, predict(run.texts.watched_by_teacher), predict)
 
 
 def random_classifier(folder, **changes):

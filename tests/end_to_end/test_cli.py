@@ -622,6 +622,28 @@ def test_a_runs_record_holds_the_flops_that_profile_counts_and_compare_shows_the
     assert "steps-to/sst2/accuracy=0" in out.splitlines()[0]
 
 
+def test_a_run_without_a_profile_measures_no_speed_and_says_where_its_time_went(kdalign, teacher, data, tmp_path):
+    soft = ("--beta", "0", "--gamma", "0", "--delta", "0")
+    status, out, err = kdalign(*quick(teacher, data, "--out", "runs/a", "--no-profile", *soft))
+    assert status == 0
+    assert re.search(r"^time: [\d.]+ s: .*training [\d.]+", err, re.MULTILINE)
+    run = tmp_path / "runs" / "a"
+    record = json.loads((run / "record.json").read_text())
+    for who in ("teacher", "student"):
+        assert (record[who]["latency_ms"], record[who]["flops"]) == (None, None)
+    assert "latency: one forward pass" not in out
+    assert "not measured" in (run / "student" / "README.md").read_text()
+    assert set(record["phases"]) >= {"tokenizing", "loading", "scoring the teacher", "training", "scoring the student"}
+    assert sum(record["phases"].values()) == pytest.approx(record["seconds"], abs=0.01)
+
+
+def test_variances_are_measured_only_for_terms_that_divide_by_them(kdalign, teacher, data, tmp_path, runs):
+    assert json.loads((runs / "joint-0" / "plan.json").read_text())["statistics"]
+    status, _, err = kdalign(*quick(teacher, data, "--out", "runs/a", "--no-profile", "--gamma", "0"))
+    assert status == 0, err
+    assert json.loads((tmp_path / "runs" / "a" / "plan.json").read_text())["statistics"] == {}
+
+
 COMMANDS = ("ablate", "distill", "eval", "compare", "card", "profile", "map-layers", "inspect", "demo")
 
 

@@ -1,0 +1,174 @@
+"""Score a run's teachers before training: their answers on the monitored slice and on the reported splits.
+
+Answers are kept in kdalign's cache by the teacher's weights and the tokens that it read, so that the arms and seeds of
+an ablation, and a second run, ask each teacher once.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.tasks import ClassificationTask
+from kdalign.distillation.checks import Finding
+from kdalign.distillation.several_teachers import mixing_of
+from kdalign.distillation.teacher_cache import config_fingerprint
+from kdalign.distillation.teacher_checks import check_scored_teacher
+from kdalign.distillation.tokenize import OpenedRun
+from kdalign.environment import machine
+from kdalign.errors import NotFinite, RunError
+from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
+from kdalign.evaluation.ensembles import predict_ensemble
+from kdalign.metrics.arrays import Array
+from kdalign.models.mixtures import Mixing
+from kdalign.runs.prediction_table import Predictions, TokenPredictions
+from kdalign.runs.result_cache import keep_result
+
+_KINDS = {"logits": Predictions, "nll": TokenPredictions}
+"""Types of predictions by their first field."""
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher in float32.
+
+    Attributes:
+        model: the model.
+        head: origin of its head.
+        weights: fingerprint of its weights, after fine-tuning.
+    """
+
+    model: PreTrainedModel
+    head: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """Teachers' answers; none but on the first rank.
+
+    Attributes:
+        reported: answers on the reported splits, those of several teachers as one.
+        watched: answers on the monitored slice of train.
+        each: of several teachers each one's answers, by split.
+        findings: results of the checks of the scored teachers.
+        read: number of splits whose answers were in the cache.
+    """
+
+    reported: Mapping[str, AnyPredictions] = field(default_factory=dict)
+    watched: AnyPredictions = None
+    each: Sequence[Mapping[str, AnyPredictions]] = ()
+    findings: Sequence[Finding] = ()
+    read: int = 0
+
+
+def score_teachers(opened: OpenedRun, teachers: Sequence[LoadedTeacher], device: torch.device) -> TeacherAnswers:
+    """Predict the monitored slice of train by the teachers, check them by it, and predict the reported splits.
+
+    Raises:
+        RefusedRun: what is wrong with the teachers, with its mend.
+        RunError: a teacher gives NaN.
+    """
+    run, texts, asked = opened.run, opened.texts, _Asked(opened.run.adapter, teachers, device)
+    try:
+        if len(teachers) == 1:
+            watched = asked.alone(texts.watched_by_teacher)
+            findings = check_scored_teacher(opened, watched, asked.alone)
+            answers = {split: asked.alone(encoded) for split, encoded in texts.reported_to_teacher.items()}
+            return TeacherAnswers(answers, watched, findings=findings, read=asked.read)
+        mixing = mixing_of(run.recipe)
+        watched, *_ = asked.together([read.watched for read in texts.read_by], mixing)
+        findings = check_scored_teacher(opened, watched)
+        said = {
+            split: asked.together([read.reported[split] for read in texts.read_by], mixing) for split in texts.reported
+        }
+    except NotFinite as error:
+        names = " or ".join(repr(teacher.name) for teacher in run.teachers)
+        raise RunError(f"teacher {names} gives NaN: {error}; nothing can be learned from it") from None
+    each = [{split: own[1 + number] for split, own in said.items()} for number in range(len(teachers))]
+    return TeacherAnswers({split: own[0] for split, own in said.items()}, watched, each, findings, asked.read)
+
+
+class _Asked:
+    """Predictions of loaded teachers, read from the cache where they are known.
+
+    Attributes:
+        read: number of splits that were read.
+    """
+
+    def __init__(self, adapter: TaskAdapter, teachers: Sequence[LoadedTeacher], device: torch.device) -> None:
+        self._adapter = adapter
+        self._models = [teacher.model.to(device) for teacher in teachers]
+        self._facts = {"machine": machine(device), "by": [_facts(adapter, teacher) for teacher in teachers]}
+        self.read = 0
+
+    def alone(self, encoded: TokenizedSplit) -> AnyPredictions:
+        """Predict a split by the only teacher."""
+        [model] = self._models
+        return self._keep([encoded], "alone", lambda: [self._adapter.predict(model, encoded)])[0]
+
+    def together(self, encoded: Sequence[TokenizedSplit], mixing: Mixing) -> list[AnyPredictions]:
+        """Predict a split by all teachers as one, and by each."""
+
+        def predict() -> list[AnyPredictions]:
+            mixture, each = predict_ensemble(self._adapter, self._models, encoded, mixing)
+            return [mixture, *each]
+
+        return self._keep(encoded, str(mixing), predict)
+
+    def _keep(
+        self, encoded: Sequence[TokenizedSplit], way: str, compute: Callable[[], list[AnyPredictions]]
+    ) -> list[AnyPredictions]:
+        content = self._facts | {"way": way, "tokens": [hash_tokens(each) for each in encoded]}
+        arrays, known = keep_result("predictions", content, lambda: _as_arrays(compute()))
+        self.read += known
+        return _as_predictions(arrays)
+
+
+def _facts(adapter: TaskAdapter, teacher: LoadedTeacher) -> dict[str, object]:
+    """Everything but tokens and machine that decides a teacher's predictions."""
+    task, model = adapter.task, teacher.model
+    return {
+        "adapter": type(adapter).__name__,
+        "scores": isinstance(task, ClassificationTask) and task.regression,
+        "order": adapter.output_order(model),
+        "weights": teacher.weights,
+        "config": config_fingerprint(model.config),
+        "type": str(model.dtype),
+        "attention": str(model.config._attn_implementation),
+    }
+
+
+def hash_tokens(encoded: TokenizedSplit) -> str:
+    """Hash what models read of each row: its tokens, targets and masks, and whose row it is; not its label."""
+    digest = hashlib.sha256(repr((sorted(encoded.pad.items()), encoded.left_to_right)).encode())
+    for name in sorted(encoded.columns):
+        rows = encoded.columns[name]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        digest.update(repr(name).encode() + lengths.tobytes() + ids.tobytes())
+    if encoded.taught_by is not None:
+        digest.update(np.asarray(encoded.taught_by, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _as_arrays(predictions: Sequence[AnyPredictions]) -> dict[str, Array]:
+    return {
+        f"{number}/{name}": np.ascontiguousarray(values)
+        for number, each in enumerate(predictions)
+        for name, values in vars(each).items()
+    }
+
+
+def _as_predictions(arrays: Mapping[str, Array]) -> list[AnyPredictions]:
+    fields: dict[int, dict[str, Any]] = {}
+    for name, values in arrays.items():
+        number, _, own = name.partition("/")
+        fields.setdefault(int(number), {})[own] = values
+    return [_KINDS[next(kind for kind in _KINDS if kind in own)](**own) for _, own in sorted(fields.items())]

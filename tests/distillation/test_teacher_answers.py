@@ -1,0 +1,87 @@
+"""Teachers are scored once for the same weights and tokens; every later run reads their answers."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from kdalign.devices import make_accelerator
+from kdalign.distillation.load import load_teachers
+from kdalign.distillation.prepare import prepare
+from kdalign.distillation.teacher_answers import hash_tokens, score_teachers
+from kdalign.distillation.tokenize import open_run
+from kdalign.environment import cache_folder
+from kdalign.observer import NullObserver
+from kdalign.recipe import build_recipe
+from support.tiny import save_model
+
+
+def score(teachers, data, **more):
+    names = [str(each) for each in teachers]
+    given = {"teacher": names if len(names) > 1 else names[0], "student": "layers=1", "data.task": "sst2",
+             "data.folder": str(data), "train.device": "cpu", "train.max_steps": 1,
+             "out": str(data / "run")}  # fmt: skip
+    accelerator = make_accelerator("cpu")
+    opened = open_run(prepare(build_recipe(None, {**given, **more})), accelerator)
+    loaded = load_teachers(opened.run, opened.recipe, accelerator, False, NullObserver())
+    return opened, loaded, score_teachers(opened, loaded, accelerator.device)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A teacher with other weights of the same shapes."""
+    return save_model(tmp_path / "other", "bert", seed=9)
+
+
+def arrays(answers):
+    found = [answers.watched, *answers.reported.values(), *(one for each in answers.each for one in each.values())]
+    return [(each.logits, each.values) for each in found]
+
+
+def test_what_is_read_equals_what_was_computed(teacher, data):
+    _, _, first = score([teacher], data)
+    opened, [loaded], again = score([teacher], data)
+    assert (first.read, again.read) == (0, 2)
+    predict = partial(opened.run.adapter.predict, loaded.model)
+    expected = predict(opened.texts.reported["validation"]).logits
+    assert np.array_equal(again.reported["validation"].logits, expected)
+    for (logits, values), (known, kept) in zip(arrays(first), arrays(again), strict=True):
+        assert np.array_equal(logits, known)
+        assert np.array_equal(values, kept)
+
+
+def test_other_weights_and_other_tokens_are_computed(teacher, other, data):
+    score([teacher], data)
+    assert score([other], data)[2].read == 0
+    assert score([teacher], data, **{"data.max_length": 8})[2].read == 0
+    assert score([teacher], data, **{"data.limit": 100})[2].read == 1  # the reported split has fewer rows anyway
+
+
+def test_several_teachers_are_kept_as_one_and_each(teacher, other, data):
+    _, _, first = score([teacher, other], data)
+    _, _, again = score([teacher, other], data)
+    assert (first.read, again.read) == (0, 2)
+    assert len(again.each) == 2
+    for pair in zip(arrays(first), arrays(again), strict=True):
+        assert np.array_equal(pair[0][0], pair[1][0])
+    assert score([teacher, other], data, **{"teachers.weights": [0.9, 0.1]})[2].read == 0
+
+
+def test_a_kept_answer_of_another_number_of_threads_is_not_mistaken_for_ones_own(teacher, data):
+    score([teacher], data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert score([teacher], data)[2].read == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_tokens_are_hashed_by_row_and_column(teacher, data):
+    opened, _, _ = score([teacher], data)
+    split = opened.texts.watched
+    moved = split.take([1, 0, *range(2, len(split))])
+    assert hash_tokens(split) == hash_tokens(split.take(range(len(split))))
+    assert hash_tokens(split) != hash_tokens(moved)
+    assert len(list((cache_folder() / "predictions").iterdir())) == 2

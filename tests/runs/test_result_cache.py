@@ -1,0 +1,69 @@
+"""Results that are computed once, and read by everything that decides them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kdalign.environment import cache_folder
+from kdalign.runs import result_cache
+from kdalign.runs.result_cache import keep_result
+
+
+class Computing:
+    """Computes an array, and counts how often."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        return {"numbers": np.array([self.times, 2.5]), "whole": np.arange(3)}
+
+
+def test_the_second_time_a_result_is_read_bit_for_bit_with_its_types():
+    compute = Computing()
+    first, known = keep_result("tests", {"weights": "a"}, compute)
+    again, read = keep_result("tests", {"weights": "a"}, compute)
+    assert (known, read, compute.times) == (False, True, 1)
+    for name, values in first.items():
+        assert (again[name].dtype, again[name].tolist()) == (values.dtype, values.tolist())
+
+
+def test_whatever_decides_a_result_is_in_its_key_the_code_too(monkeypatch):
+    compute = Computing()
+    keep_result("tests", {"weights": "a"}, compute)
+    keep_result("tests", {"weights": "b"}, compute)
+    keep_result("tests", {"weights": "a", "tokens": "t"}, compute)
+    monkeypatch.setattr(result_cache, "code_fingerprint", lambda: "other code")
+    keep_result("tests", {"weights": "a"}, compute)
+    assert compute.times == 4
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "half of it", "nothing"])
+def test_a_damaged_file_is_computed_again(damage):
+    compute = Computing()
+    keep_result("tests", {}, compute)
+    [file] = (cache_folder() / "tests").iterdir()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes({"a flipped bit": data, "half of it": data[: len(data) // 2], "nothing": b""}[damage])
+    assert keep_result("tests", {}, compute)[1] is False
+    assert compute.times == 2
+    assert keep_result("tests", {}, compute)[1] is True
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing_and_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "file"))
+    compute = Computing()
+    for _ in range(2):
+        result, known = keep_result("tests", {}, compute)
+        assert (known, result["whole"].tolist()) == (False, [0, 1, 2])
+    assert compute.times == 2
+
+
+def test_keys_are_of_content_not_of_order():
+    compute = Computing()
+    keep_result("tests", json.loads('{"a": 1, "b": 2}'), compute)
+    assert keep_result("tests", json.loads('{"b": 2, "a": 1}'), compute)[1]
