@@ -55,7 +55,7 @@ def run_kdalign(given: argparse.Namespace, kind: str) -> dict[str, float]:
 
     from kdalign.alignment.projections import Projections
     from kdalign.alignment.propose import propose
-    from kdalign.data.batches import TokenizedSplit
+    from kdalign.data.tokenized_split import TokenizedSplit
     from kdalign.models.architecture import describe
     from kdalign.models.sampling import Sampling
     from kdalign.objective.build import build_language_objective

@@ -12,8 +12,9 @@ from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections, first_weight
 from kdalign.alignment.propose import remap_plan
 from kdalign.alignment.similarity import LEAST_TOKENS, similarities
-from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.batches import Batch
 from kdalign.data.epochs import sample_batches
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, blocks, split_stack, stack_of_teacher
 from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from kdalign.data.batches import IGNORED, TokenizedSplit
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 
 Tokens = list[int]
 

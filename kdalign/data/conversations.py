@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.chat_templates import RenderedAnswer, render_answer, render_prompt
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import special_frame
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import UsageError
 
 Tokens = list[int]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import CUT, IGNORED, MASKED, Corruption, TokenizedSplit
+from kdalign.data.tokenized_split import CUT, IGNORED, MASKED, Corruption, TokenizedSplit
 from kdalign.recipe import AugmentSettings
 
 MASKED_RATE = 0.15

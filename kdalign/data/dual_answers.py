@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.chat_templates import RenderedAnswer
 from kdalign.data.conversations import AnswerTokens, SourcePrompts, Tokens, render_answers, tokenize_answers
 from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.token_matching import coverage
+from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
 from kdalign.errors import UsageError
 
 _NOWHERE = (0, 0)

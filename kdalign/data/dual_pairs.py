@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import DECODER, TEACHER, TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import AFTER, coverage, token_spans
 from kdalign.data.tokenization import special_frame, tokenize_pairs
+from kdalign.data.tokenized_split import DECODER, TEACHER, TokenizedSplit
 
 _NOWHERE = (0, 0)
 """Span of a target's position that is matched with none."""

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.corruption import MASKED_RATE
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import AFTER, BEFORE, CLASSES, common_segments, coverage, dual_windows
 from kdalign.data.tokenization import special_frame, start_token, tokenize_labelled
+from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
 from kdalign.errors import UsageError
 
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 """The student's tokenizer and the teacher's."""
-Columns = Mapping[str, list[list[int]]]
+Columns = Mapping[str, Sequence[list[int]]]
 
 
 def check_spans(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -134,7 +134,7 @@ def _special_spans(frame: tuple[list[int], list[int]], classes: int | None) -> d
 
 def _join(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool, prefix: str = TEACHER) -> TokenizedSplit:
     """Join both encodings of the same rows."""
-    columns = ours.columns | {prefix + name: column for name, column in theirs.columns.items()}
+    columns = {**ours.columns, **{prefix + name: column for name, column in theirs.columns.items()}}
     pad = ours.pad | {prefix + name: value for name, value in theirs.pad.items()}
     truncated = max(ours.truncated, theirs.truncated)
     return replace(ours, columns=columns, pad=pad, truncated=truncated, left_to_right=left_to_right)

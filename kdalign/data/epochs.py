@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from kdalign.data.batches import Batch, EpochSampler, TokenizedSplit, collate
+from kdalign.data.batches import Batch, collate
+from kdalign.data.tokenized_split import EpochSampler, TokenizedSplit
 from kdalign.recipe import TrainSettings
 
 NEIGHBOURHOOD = 200

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kdalign.data.batches import IGNORED, Batch, TokenizedSplit
+from kdalign.data.batches import Batch
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.corruption import MaskTokens, PermuteOrder
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import token_spans
+from kdalign.data.token_rows import TokenRows
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import UsageError, shorten
+
+CHUNK = 10_000
+"""Texts that are tokenized together: a library's encodings take a hundred times the memory of their tokens."""
 
 
 def tokenize_labelled(
@@ -26,7 +30,7 @@ def tokenize_labelled(
 
     With ``spans``, the columns ``start`` and ``end`` hold each token's characters.
     """
-    columns = [list(column) for column in examples.texts]
+    columns = examples.texts
     # Attention masks are rebuilt from the lengths; every other column reaches each model that knows it.
     types = has_token_types(tokenizer)
     names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
@@ -41,16 +45,22 @@ def tokenize_labelled(
             values["start"], values["end"] = ([[place[side] for place in row] for row in places] for side in (0, 1))
         return values
 
-    encoded = tokenized(range(len(examples)), truncation=False)
-    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
-    if long:
-        for name, values in tokenized(long, truncation="longest_first", max_length=max_length).items():
+    parts, truncated = list[dict[str, TokenRows]](), 0
+    for start in range(0, max(1, len(examples)), CHUNK):
+        rows = range(start, min(start + CHUNK, len(examples)))
+        encoded = tokenized(rows, truncation=False)
+        long = [row for row, ids in zip(rows, encoded["input_ids"], strict=True) if len(ids) > max_length]
+        truncated += len(long)
+        cut = tokenized(long, truncation="longest_first", max_length=max_length) if long else {}
+        for name, values in cut.items():
             for row, value in zip(long, values, strict=True):
-                encoded[name][row] = value
-    pad = {name: 0 for name in encoded}
+                encoded[name][row - start] = value
+        parts.append({name: TokenRows.of(values) for name, values in encoded.items()})
+    joined = {name: TokenRows.concatenated([part[name] for part in parts]) for name in parts[0]}
+    pad = dict.fromkeys(joined, 0)
     pad["input_ids"] = int(tokenizer.pad_token_id)
     pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
-    return TokenizedSplit(encoded, examples.labels, pad, len(long))
+    return TokenizedSplit(joined, examples.labels, pad, truncated)
 
 
 def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -85,13 +95,13 @@ def tokenize_documents(
     left to right, or in random orders.
     """
     texts = examples.texts[0]
-    contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    contents = _tokenize_contents(texts, tokenizer)
     before, after = special_frame(tokenizer)
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
         start = before or start_token(tokenizer)
-        columns = _pack(contents, start, [int(tokenizer.eos_token_id)], max_length)
+        columns = pack_documents(contents, start, int(tokenizer.eos_token_id), max_length)
         return TokenizedSplit(columns, None, pad, words=words)
     room = max_length - len(before) - len(after)
     rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
@@ -220,35 +230,47 @@ def _is_special(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.convert_tokens_to_ids(word) in tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
+def _tokenize_contents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenRows:
+    """Tokenize texts without special tokens, ``CHUNK`` at a time."""
+    chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
+    parts = [TokenRows.of(tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]) for chunk in chunks]
+    return TokenRows.concatenated(parts or [TokenRows.of([])])
+
+
 def _parts(content: list[int], room: int) -> Iterator[list[int]]:
     for start in range(0, len(content), room):
         yield content[start : start + room]
 
 
-def _pack(
-    contents: Sequence[list[int]], start: list[int], end: list[int], max_length: int
-) -> dict[str, list[list[int]]]:
-    """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document."""
-    stream: dict[str, list[int]] = {"input_ids": [], "targets": [], "position_ids": [], "document": []}
-    for number, content in enumerate(contents):
-        targets = [IGNORED] * (len(start) - 1) + content + end
-        ids = [*start, *content]
-        stream["input_ids"] += ids
-        stream["targets"] += targets
-        stream["position_ids"] += range(len(ids))
-        stream["document"] += [number] * len(ids)
-    total = len(stream["input_ids"])
-    columns: dict[str, list[list[int]]] = {name: [] for name in stream}
-    for begin in range(0, total, max_length):
-        for name, values in stream.items():
-            columns[name].append(values[begin : begin + max_length])
-    first = [row[0] for row in columns["position_ids"]]
-    columns["position_ids"] = [
-        # A document that continues in a new row restarts there: positions must not exceed the row's length.
-        [p - shift if d == row[0] else p for p, d in zip(positions, row, strict=True)]
-        for positions, row, shift in zip(columns["position_ids"], columns["document"], first, strict=True)
-    ]
-    return columns
+def pack_documents(contents: TokenRows, start: Sequence[int], end: int, max_length: int) -> dict[str, TokenRows]:
+    """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document.
+
+    Args:
+        contents: tokens of each document.
+        start: tokens before each, one at least.
+        end: token that is predicted after each.
+        max_length: tokens of a row; the last one may be shorter.
+    """
+    begins = len(start) * np.arange(len(contents)) + contents.starts[:-1]  # index of each document in the stream
+    lengths = contents.lengths + len(start)
+    total = int(lengths.sum())
+    rows = np.append(np.arange(0, total, max_length), total)
+    ids = np.empty(total, dtype=np.int32)
+    content = np.ones(total, dtype=bool)
+    for number, token in enumerate(start):
+        ids[begins + number], content[begins + number] = token, False
+    ids[content] = contents.values
+    targets = np.full(total, IGNORED, dtype=np.int32)
+    targets[:-1] = ids[1:]
+    for number in range(len(start) - 1):  # what precedes the text is not predicted
+        targets[begins + number] = IGNORED
+    targets[begins + lengths - 1] = end
+    document = np.repeat(np.arange(len(contents), dtype=np.int32), lengths)
+    index = np.arange(total)
+    # A document that continues in a new row restarts there: positions must not exceed the row's length.
+    positions = index - np.maximum(np.repeat(begins, lengths), rows[:-1].repeat(np.diff(rows)))
+    columns = {"input_ids": ids, "targets": targets, "position_ids": positions.astype(np.int32), "document": document}
+    return {name: TokenRows(values, rows) for name, values in columns.items()}
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.tokenization import special_frame, start_token
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 
 FEW = 20
 """With fewer texts than this an interval resamples rows instead: so few texts tell nothing about the spread."""

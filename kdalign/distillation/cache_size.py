@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
+from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
 from kdalign.distillation.checks import Finding, settle, size_text
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_cache import cache_meta, cache_source, find_folder, rows_of_run, shareable_outputs
@@ -37,11 +37,11 @@ class RowsRead:
     @classmethod
     def of(cls, encoded: TokenizedSplit) -> "RowsRead":
         """Count the tokens of all rows of a split."""
-        columns, reads = encoded.columns, f"{TEACHER}input_ids"
-        lengths = [len(ids) for ids in columns.get(reads, columns["input_ids"])]
-        decoded = sum(len(ids) for ids in columns.get("decoder_input_ids", []))
-        asked = columns.get("targets", []) if reads not in columns else columns[reads]
-        return cls(np.array(lengths), decoded, sum(target != IGNORED for row in asked for target in row))
+        columns, reads = encoded.token_rows, f"{TEACHER}input_ids"
+        lengths = columns.get(reads, columns["input_ids"]).lengths
+        decoded = int(columns["decoder_input_ids"].lengths.sum()) if "decoder_input_ids" in columns else 0
+        asked = columns.get(reads, columns.get("targets"))
+        return cls(lengths, decoded, 0 if asked is None else int(np.count_nonzero(asked.values != IGNORED)))
 
     @property
     def tokens(self) -> int:

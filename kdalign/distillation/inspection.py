@@ -8,10 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.calibration import SIMILARITY_TOKENS, measure_similarities
 from kdalign.alignment.plan import Plan, read_plan
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.epochs import in_order, sample_batches
 from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_student, load_teachers
 from kdalign.distillation.prepare import PreparedRun, prepare

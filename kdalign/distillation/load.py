@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
-from kdalign.data.batches import TokenizedSplit, teacher_inputs
+from kdalign.data.batches import teacher_inputs
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.devices import on_first_rank
 from kdalign.distillation.checks import Finding, needs_finetuning
 from kdalign.distillation.costs import ForwardCosts, measure_costs

@@ -10,11 +10,12 @@ from kdalign.alignment.calibration import CALIBRATION_TOKENS, UNTRAINED, measure
 from kdalign.alignment.layer_maps import is_measured_map
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import TokenizedSplit, teacher_inputs
+from kdalign.data.batches import teacher_inputs
 from kdalign.data.dual_tokenization import tokenize_labelled_dual, tokenize_labelled_several
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask, find_task, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation.several_teachers import find_readers
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.data.epochs import steps_per_epoch
-from kdalign.data.tasks.holdout import count_leaks, normalise_rows
+from kdalign.data.tasks.holdout import count_leaks
 from kdalign.distillation.build import build_task
 from kdalign.distillation.cache_size import check_cache_room
 from kdalign.distillation.export import ExportOptions, export_student
@@ -126,17 +126,14 @@ def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
 
     The lines are announced and kept in the records. Texts of the task's own training set are found by ``preflight``.
     """
-    trained = {run.task.name: set(normalise_rows(run.splits.train)) for run in runs}
     leaks = []
     for run in runs:
-        for split, examples in run.splits.reported.items():
-            for other, texts in trained.items():
-                seen = count_leaks(examples, texts) if other != run.task.name else 0
-                if seen:
-                    leaks.append(
-                        f"{seen:,} of the {len(examples):,} texts of {run.task.name}, {split}, are in the training "
-                        f"text of {other}"
-                    )
+        others = [other for other in runs if other.task.name != run.task.name]
+        counts = [count_leaks(list(run.splits.reported.values()), other.splits.train) for other in others]
+        for number, (split, examples) in enumerate(run.splits.reported.items()):
+            of = f"of the {len(examples):,} texts of {run.task.name}, {split}, are in the training text of"
+            found = [(seen[number], other.task.name) for other, seen in zip(others, counts, strict=True)]
+            leaks += [f"{seen:,} {of} {name}" for seen, name in found if seen]
     return leaks
 
 

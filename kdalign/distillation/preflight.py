@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
-from kdalign.data.tasks.holdout import count_leaks, normalise_rows
+from kdalign.data.tasks.holdout import count_leaks
 from kdalign.distillation.checks import Finding, settle, size_text
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
@@ -250,9 +250,8 @@ def _without_effect(run: PreparedRun) -> list[str]:
 
 def _leaks(run: PreparedRun) -> Iterator[Finding]:
     """Count texts of reported splits that are in the task's own training text; they are announced, not refused."""
-    trained = set(normalise_rows(run.splits.train))
-    for split, examples in run.splits.reported.items():
-        seen = count_leaks(examples, trained)
+    counts = count_leaks(list(run.splits.reported.values()), run.splits.train)
+    for (split, examples), seen in zip(run.splits.reported.items(), counts, strict=True):
         if seen:
             yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
 

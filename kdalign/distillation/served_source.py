@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-from kdalign.data.batches import IGNORED, RETURNED, TokenizedSplit
 from kdalign.data.passages import Passage, split_passages
+from kdalign.data.tokenized_split import IGNORED, RETURNED, TokenizedSplit
 from kdalign.distillation.checks import UNSHARED
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun
@@ -326,7 +326,7 @@ def with_returned(opened: OpenedRun, source: ServedSource) -> OpenedRun:
         everywhere = everywhere and bool(said.all())
     if everywhere:
         return opened
-    train = replace(encoded, columns=encoded.columns | {RETURNED: returned}, pad=encoded.pad | {RETURNED: 0})
+    train = replace(encoded, columns={**encoded.columns, RETURNED: returned}, pad=encoded.pad | {RETURNED: 0})
     return replace(opened, texts=replace(opened.texts, train=train))
 
 

@@ -4,18 +4,16 @@ Answers are kept in kdalign's cache by the teacher's weights and the tokens that
 an ablation, and a second run, ask each teacher once.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.teacher_cache import config_fingerprint
@@ -125,7 +123,7 @@ class _Asked:
     def _keep(
         self, encoded: Sequence[TokenizedSplit], way: str, compute: Callable[[], list[AnyPredictions]]
     ) -> list[AnyPredictions]:
-        content = self._facts | {"way": way, "tokens": [hash_tokens(each) for each in encoded]}
+        content = self._facts | {"way": way, "tokens": [each.fingerprint() for each in encoded]}
         arrays, known = keep_result("predictions", content, lambda: _as_arrays(compute()))
         self.read += known
         return _as_predictions(arrays)
@@ -143,19 +141,6 @@ def _facts(adapter: TaskAdapter, teacher: LoadedTeacher) -> dict[str, object]:
         "type": str(model.dtype),
         "attention": str(model.config._attn_implementation),
     }
-
-
-def hash_tokens(encoded: TokenizedSplit) -> str:
-    """Hash what models read of each row: its tokens, targets and masks, and whose row it is; not its label."""
-    digest = hashlib.sha256(repr((sorted(encoded.pad.items()), encoded.left_to_right)).encode())
-    for name in sorted(encoded.columns):
-        rows = encoded.columns[name]
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
-        digest.update(repr(name).encode() + lengths.tobytes() + ids.tobytes())
-    if encoded.taught_by is not None:
-        digest.update(np.asarray(encoded.taught_by, dtype=np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def _as_arrays(predictions: Sequence[AnyPredictions]) -> dict[str, Array]:

@@ -6,8 +6,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.row_shifts import few_blocks, find_shifted_labels, find_shifted_targets

@@ -11,10 +11,10 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tokenization import special_frame
+from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
 from kdalign.distillation.checks import UNSHARED, Finding
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.errors import UsageError, shorten

@@ -7,13 +7,13 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit, concatenate_splits
 from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.epochs import total_steps
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
 from kdalign.data.tokenization import special_token_note
+from kdalign.data.tokenized_split import TokenizedSplit, concatenate_splits
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import augment_texts

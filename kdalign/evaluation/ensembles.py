@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import TokenizedSplit
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.likelihood import predict_token_mixture
 from kdalign.metrics.arrays import Array

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import IGNORED, Batch, TokenizedSplit
+from kdalign.data.batches import Batch
 from kdalign.data.epochs import in_order
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation.metric_names import MASKED_PPL
 from kdalign.metrics.arrays import Array

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.epochs import in_order
 from kdalign.data.tasks import PromptedExample
 from kdalign.data.tokenization import special_frame, start_token
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import check_finite

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.epochs import in_order
 from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import NotFinite
 from kdalign.evaluation.metric_names import AGREEMENT
 from kdalign.metrics.arrays import Array

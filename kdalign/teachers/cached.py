@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.batches import Batch
 from kdalign.data.epochs import in_order
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import RunError, UsageError, shorten
 from kdalign.models.capture import Activations, CaptureSpec
 from kdalign.models.lm_head import LMHead, block_rows, row_blocks

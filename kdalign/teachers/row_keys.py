@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kdalign.data.batches import IGNORED, MASKED, Batch
+from kdalign.data.batches import Batch
+from kdalign.data.tokenized_split import IGNORED, MASKED
 
 DIGEST = 16
 """Bytes of a key."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdalign.data.batches import IGNORED, Batch
+from kdalign.data.batches import Batch
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.models.architecture import Layer, split_stack, stack_of_teacher
 from kdalign.models.capture import Activations, CaptureSpec
 from kdalign.models.mixtures import ClassMixture, MixedTokens, Mixing, RoutedTokens

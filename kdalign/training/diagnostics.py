@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.batches import Batch
 from kdalign.data.epochs import micro_batches
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import RunError
 from kdalign.models.architecture import blocks
 from kdalign.models.capture import Activations

@@ -13,8 +13,8 @@ from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import read_json, sha256, write_json, writing
@@ -29,7 +29,7 @@ from kdalign.training.learner import Learner
 from kdalign.training.loop import train
 from kdalign.training.task_trainer import Stage, TrainTask
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Counts up when the same settings would fine-tune another teacher."""
 _HASHES = "made.json"
 """SHA-256 of a cached teacher's weights; a damaged teacher is fine-tuned again."""
@@ -65,7 +65,7 @@ class FinetuneJob:
             "teacher": self.checkpoint.hash,
             "config": self.checkpoint.config.to_dict(),
             "labels": self.task.labels,
-            "tokens": self.encoded.columns,
+            "tokens": self.encoded.fingerprint(),
             "answers": None if self.encoded.labels is None else self.encoded.labels.tolist(),
             "settings": self.settings.model_dump(),
             "ranks": self.ranks,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan, cross_attention_layer
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import IGNORED, MASKED
+from kdalign.data.tokenized_split import IGNORED, MASKED
 from kdalign.models.architecture import Layer, accepted_inputs, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
 from kdalign.objective.balancing import LossBalancer

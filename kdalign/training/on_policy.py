@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import Batch, TokenizedSplit, collate
+from kdalign.data.batches import Batch, collate
 from kdalign.data.continuations import Continuation, continuation_of, with_samples
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import NotFinite, RunError
 from kdalign.models.capture import Activations
 from kdalign.models.lm_head import block_rows

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from kdalign.data.batches import TokenizedSplit
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
 from kdalign.training.checkpoint import TrainState

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.batches import Batch
 from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.objective.objective import Objective
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place

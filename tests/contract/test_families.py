@@ -9,9 +9,10 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import IGNORED, collate
+from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.distillation.map_layers import plan_layers
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.language_modeling import LanguageModelingAdapter

@@ -306,7 +306,7 @@ MUTANTS = {
     "masks drawn by batch instead of by row": (
         "data/batches.py",
         "np.random.default_rng([*draw, row])",
-        "np.random.default_rng([*draw, number])",
+        "np.random.default_rng([*draw, rows[0]])",
         "contract/test_families.py::test_a_rows_mask_depends_on_seed_epoch_and_row_alone",
     ),
     "the vocabulary's loss a mean per micro-batch": (

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdalign.data.batches import IGNORED
 from kdalign.data.epochs import micro_batches
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from support.on_policy_setting import LEFT_TO_RIGHT, OnPolicySetting

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from kdalign.data.batches import IGNORED, TokenizedSplit, collate
+from kdalign.data.batches import collate
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import tokenize_labelled
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from support.numbered_rows import numbered, numbers
 from support.tiny import make_tokenizer
 

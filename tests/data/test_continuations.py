@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdalign.data.batches import IGNORED, TokenizedSplit, collate
+from kdalign.data.batches import collate
 from kdalign.data.continuations import Continuation, continuation_of, with_samples
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 
 NO = IGNORED
 PAD = {"input_ids": 0, "targets": IGNORED, "decoder_input_ids": 0, "document": -1, "position_ids": 0}

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdalign.data.batches import IGNORED, collate
+from kdalign.data.batches import collate
 from kdalign.data.conversations import SourcePrompts, answer_rows, merge_rows, tokenize_chats, tokenize_prompted
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tasks.generation_cases import source_cases
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.errors import UsageError
 from kdalign.evaluation.generation import GenerationSettings, generate
 from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config

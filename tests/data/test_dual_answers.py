@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from kdalign.data.batches import IGNORED, TEACHER, collate
+from kdalign.data.batches import collate
 from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_prompted
 from kdalign.data.dual_answers import tokenize_chats_dual, tokenize_prompted_dual
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
+from kdalign.data.tokenized_split import IGNORED, TEACHER
 from support.chats import TEMPLATES, chat_tokenizer, other_chat_tokenizer, said
 from support.dual_setting import HARD_TEXTS
 from support.tiny import sentences

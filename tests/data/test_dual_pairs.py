@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from kdalign.data.batches import TEACHER, collate
+from kdalign.data.batches import collate
 from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import tokenize_pairs
+from kdalign.data.tokenized_split import TEACHER
 from kdalign.models.architecture import CROSS, Layer
 from kdalign.models.capture import Activations
 from support.dual_setting import HARD_TEXTS, byte_fallback, byte_level, unigram

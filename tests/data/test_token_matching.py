@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from kdalign.data.batches import IGNORED, TEACHER, collate
+from kdalign.data.batches import collate
 from kdalign.data.dual_tokenization import tokenize_documents_dual, tokenize_labelled_dual
 from kdalign.data.epochs import micro_batches
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import align_tokens, common_segments, dual_windows, shared_vocabulary, source_pieces
 from kdalign.data.tokenization import tokenize_labelled
+from kdalign.data.tokenized_split import IGNORED, TEACHER
 from kdalign.models.student import transfer_vocabulary
 from kdalign.objective import losses
 from kdalign.objective.terms import TermInputs, Unit

@@ -3,11 +3,22 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from kdalign.data import tokenization
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs, with_token_types
+from kdalign.data.token_rows import TokenRows
+from kdalign.data.tokenization import (
+    pack_documents,
+    tokenize_documents,
+    tokenize_labelled,
+    tokenize_pairs,
+    with_token_types,
+)
+from kdalign.data.tokenized_split import IGNORED
 from support.tiny import save_model
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d"]
@@ -53,3 +64,46 @@ def test_a_head_for_several_labels_is_said_beside_its_scores(kdalign, data, tmp_
     assert status == 0, err
     [result] = json.loads((tmp_path / "e.json").read_text())["results"]
     assert any("its head is for several labels of a text at once" in note for note in result["notes"])
+
+
+def packed(contents, start, end, max_length):
+    """Documents packed into rows, token by token: what ``pack_documents`` gives in arrays."""
+    stream = []
+    for number, content in enumerate(contents):
+        ids, targets = [*start, *content], [*[IGNORED] * (len(start) - 1), *content, end]
+        stream += [(*each, position, number) for position, each in enumerate(zip(ids, targets, strict=True))]
+    rows = [stream[begin : begin + max_length] for begin in range(0, len(stream), max_length)]
+    columns = {"input_ids": [], "targets": [], "position_ids": [], "document": []}
+    for row in rows:
+        first = row[0][2]
+        columns["input_ids"].append([each[0] for each in row])
+        columns["targets"].append([each[1] for each in row])
+        columns["position_ids"].append([p - first if d == row[0][3] else p for _, _, p, d in row])
+        columns["document"].append([each[3] for each in row])
+    return columns
+
+
+@given(
+    st.lists(st.lists(st.integers(5, 9), max_size=9), max_size=6),
+    st.lists(st.integers(1, 2), min_size=1, max_size=3),
+    st.integers(1, 8),
+)
+def test_packed_documents_are_those_that_a_loop_over_tokens_packs(contents, start, max_length):
+    found = pack_documents(TokenRows.of(contents), start, 3, max_length)
+    assert {name: list(rows) for name, rows in found.items()} == packed(contents, start, 3, max_length)
+
+
+def test_texts_are_tokenized_alike_in_chunks_and_at_once(monkeypatch):
+    texts = tuple(" ".join("abcd"[(row + place) % 4] for place in range(1 + row % 6)) for row in range(25))
+    examples = Examples("train", (texts,), None)
+    at_once, documents = tokenize_labelled(examples, tokenizer(), 4), tokenize_documents(examples, bare(), "causal", 7)
+    monkeypatch.setattr(tokenization, "CHUNK", 4)
+    assert tokenize_labelled(examples, tokenizer(), 4) == at_once
+    assert at_once.truncated == sum(len(text.split()) > 3 for text in texts)
+    assert tokenize_documents(examples, bare(), "causal", 7) == documents
+
+
+def bare():
+    made = tokenizer(ends=False)
+    made.add_special_tokens({"bos_token": "<unk>"})
+    return made

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from kdalign.data.batches import IGNORED
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import special_token_note, start_token
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.data.windows import (
     FEW,
     count_words_and_bytes,

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdalign.data.batches import CUT, collate
+from kdalign.data.batches import collate
 from kdalign.data.corruption import LONGEST_SPAN, MaskSpans, TokenCutoff
 from kdalign.data.epochs import micro_batches
 from kdalign.data.tasks import Examples
+from kdalign.data.tokenized_split import CUT
 from kdalign.devices import make_accelerator
 from kdalign.distillation.augmentation import Substitutes, substitute_words
 from kdalign.distillation.pipeline import distill, prepare_all

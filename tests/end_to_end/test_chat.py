@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from kdalign.data.batches import IGNORED
 from kdalign.data.conversations import tokenize_chats
 from kdalign.data.tasks import Examples, find_task, load_texts
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import chat_prompts

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import find_task, load_texts
 from kdalign.data.tasks.language import FAMILIES, LanguageTask
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe

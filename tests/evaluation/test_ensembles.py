@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import GLUE
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.evaluation.adapters.classification import ClassificationAdapter
 from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.evaluation.likelihood import predict_token_mixture, predict_tokens

@@ -7,7 +7,8 @@ import torch
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import Batch, TokenizedSplit, collate
+from kdalign.data.batches import Batch, collate
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.models.architecture import Layer, describe
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import TermInputs, Unit

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.batches import Batch
+from kdalign.data.tokenized_split import TokenizedSplit
 
 
 def numbered(lengths, pad: int = 0) -> TokenizedSplit:

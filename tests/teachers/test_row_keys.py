@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdalign.data.batches import IGNORED, TokenizedSplit, collate
+from kdalign.data.batches import collate
+from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.teachers.row_keys import row_keys
 from support.classifier_setting import examples
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdalign.data.batches import IGNORED, Batch
+from kdalign.data.batches import Batch
 from kdalign.data.passages import split_row
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.models.capture import CaptureSpec, Signal
 from kdalign.objective.terms import Unit
 from kdalign.objective.units import count_units

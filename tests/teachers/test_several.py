@@ -12,7 +12,8 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import IGNORED, collate
+from kdalign.data.batches import collate
+from kdalign.data.tokenized_split import IGNORED
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, describe, join_teachers
 from kdalign.models.capture import Activations, CaptureSpec, Signal

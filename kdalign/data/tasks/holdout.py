@@ -4,13 +4,16 @@ SST-2's training rows are phrases of one another: a random slice shares text wit
 texts that are part of no other text are held out, and every row that is part of a held-out one leaves training.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
 from kdalign.data.tasks.loading import Examples
 from kdalign.errors import UsageError
 
+NormalisedRow = tuple[tuple[str, ...], ...]
+"""Words of each text of a row, in lower case."""
 MOST_HELD_OUT = 1000
 _FIRST_WORDS = 4
 
@@ -77,22 +80,29 @@ def rows_around(examples: Examples, held: Examples) -> list[int]:
     ]
 
 
-def count_leaks(reported: Examples, trained: Collection[tuple[tuple[str, ...], ...]]) -> int:
-    """Count the rows of a reported split that are in a training text, too: equal word for word, in lower case.
+def count_leaks(reported: Sequence[Examples], train: Examples) -> list[int]:
+    """Count the rows of each reported split that are in the training text, too: equal word for word, in lower case.
 
     Case and spacing do not tell texts apart, as many tokenizers read neither. All texts of a row must be equal; a text
     inside a longer one is not a leak here (``hold_out`` keeps those apart, too).
 
     Args:
-        reported: the split.
-        trained: training rows, by ``normalise_rows``; a set.
+        reported: the splits, which are held in memory; the training rows are read one by one.
+        train: the training rows.
     """
-    return sum(row in trained for row in normalise_rows(reported))
+    rows = [normalise_rows(examples) for examples in reported]
+    asked = set(chain.from_iterable(rows))
+    seen = asked.intersection(_normalised(train))
+    return [sum(row in seen for row in of_split) for of_split in rows]
 
 
-def normalise_rows(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
+def normalise_rows(examples: Examples) -> list[NormalisedRow]:
     """Normalise each row's texts to words in lower case."""
-    return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
+    return list(_normalised(examples))
+
+
+def _normalised(examples: Examples) -> Iterator[NormalisedRow]:
+    return (tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True))
 
 
 def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:

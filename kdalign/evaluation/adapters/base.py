@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.tasks import AnyTask, Examples
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models.checkpoint_files import Checkpoint

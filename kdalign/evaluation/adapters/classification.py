@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
 from kdalign.data.tasks import GLUE, ClassificationTask, Examples, load_examples
 from kdalign.data.tokenization import tokenize_labelled
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.evaluation.metric_names import MASKED_PPL, PERPLEXITIES, is_text_metric
 from kdalign.evaluation.predictions import agreement, predict, score_all

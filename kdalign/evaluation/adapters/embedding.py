@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.evaluation.predictions import agreement, compare_pairs, score_all
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score

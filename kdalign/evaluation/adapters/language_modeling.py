@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit
 from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_prompted
 from kdalign.data.dual_answers import tokenize_chats_dual, tokenize_prompted_dual
 from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
 from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood

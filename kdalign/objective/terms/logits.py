@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdalign.data.batches import IGNORED, MASKED
+from kdalign.data.tokenized_split import IGNORED, MASKED
 from kdalign.models.capture import Signal
 from kdalign.models.lm_head import LMHead
 from kdalign.models.token_targets import DenseTokens, TokenTargets

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from kdalign.data.batches import IGNORED, EpochSampler, collate
+from kdalign.data.batches import collate
 from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import rows_around, rows_inside
+from kdalign.data.tokenized_split import IGNORED, EpochSampler
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
 from kdalign.objective.build import build_classification_objective

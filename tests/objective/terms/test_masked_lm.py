@@ -11,9 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import CUT, IGNORED, MASKED, collate
+from kdalign.data.batches import collate
 from kdalign.data.corruption import MaskedCopy, MaskTokens, TokenCutoff
 from kdalign.data.epochs import micro_batches
+from kdalign.data.tokenized_split import CUT, IGNORED, MASKED
 from kdalign.distillation.build import masked_lm_term
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
