@@ -13,7 +13,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.profiling import flops_of, latencies_ms
-from kdalign.runs.result_cache import keep_result
+from kdalign.result_cache import keep_result
 
 LATENCY_TOKENS = 128
 

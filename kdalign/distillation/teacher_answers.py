@@ -25,8 +25,8 @@ from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.metrics.arrays import Array
 from kdalign.models.mixtures import Mixing
+from kdalign.result_cache import keep_result
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
-from kdalign.runs.result_cache import keep_result
 
 _KINDS = {"logits": Predictions, "nll": TokenPredictions}
 """Types of predictions by their first field."""

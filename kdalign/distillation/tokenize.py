@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from kdalign.distillation.augmentation import augment_texts
 from kdalign.distillation.preflight import NOTEWORTHY
 from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
+from kdalign.distillation.token_cache import keep_tokens
 from kdalign.models.heads import HeadKind
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
@@ -198,9 +200,11 @@ def _tokenize_for_training(
         if run.readers:
             return tokenize_labelled_several(rows, tokenizer, run.readers, run.adapter.max_length)
         if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
-            both = tokenizer, run.tokenizers.teacher
-            return run.adapter.tokenize_dual(rows, both, (config, run.teacher.config))
-        return run.adapter.tokenize(rows, tokenizer, config, scored=False)
+            both, configs = (tokenizer, run.tokenizers.teacher), (config, run.teacher.config)
+            dual = partial(run.adapter.tokenize_dual, rows, both, configs)
+            return keep_tokens(run.adapter, rows, list(zip(both, configs, strict=True)), False, dual)
+        single = partial(run.adapter.tokenize, rows, tokenizer, config, scored=False)
+        return keep_tokens(run.adapter, rows, [(tokenizer, config)], False, single)
 
     taught_by = row_teachers(run.recipe, examples)
     if taught_by is None:
@@ -212,7 +216,8 @@ def _tokenize_for_training(
 
 def _encode_scored(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ScoredTexts:
     def encode(examples: Examples) -> TokenizedSplit:
-        encoded = run.adapter.tokenize(examples, tokenizer, config, scored=True)
+        tokenize = partial(run.adapter.tokenize, examples, tokenizer, config, scored=True)
+        encoded = keep_tokens(run.adapter, examples, [(tokenizer, config)], True, tokenize)
         one_a_row = run.adapter.head is HeadKind.CLASSIFIER
         return replace(encoded, taught_by=row_teachers(run.recipe, examples)) if one_a_row else encoded
 

@@ -1,13 +1,14 @@
 """Results that are computed once, and read by everything that decides them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
+from kdalign import result_cache
 from kdalign.environment import cache_folder
-from kdalign.runs import result_cache
-from kdalign.runs.result_cache import keep_result
+from kdalign.result_cache import keep_result
 
 
 class Computing:
@@ -40,17 +41,43 @@ def test_whatever_decides_a_result_is_in_its_key_the_code_too(monkeypatch):
     assert compute.times == 4
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "half of it", "nothing"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "half of it", "nothing", "no digest"])
 def test_a_damaged_file_is_computed_again(damage):
     compute = Computing()
     keep_result("tests", {}, compute)
-    [file] = (cache_folder() / "tests").iterdir()
+    [file] = (cache_folder() / "tests").glob("*.safetensors")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
-    file.write_bytes({"a flipped bit": data, "half of it": data[: len(data) // 2], "nothing": b""}[damage])
+    if damage == "no digest":
+        file.with_suffix(".sha256").unlink()
+    else:
+        file.write_bytes({"a flipped bit": data, "half of it": data[: len(data) // 2], "nothing": b""}[damage])
     assert keep_result("tests", {}, compute)[1] is False
     assert compute.times == 2
     assert keep_result("tests", {}, compute)[1] is True
+
+
+def test_a_result_that_is_read_is_mapped_and_not_copied():
+    keep_result("tests", {}, lambda: {"many": np.arange(1000), "none": np.zeros((0, 3), dtype=np.float32)})
+    again, _ = keep_result("tests", {}, dict)
+    assert isinstance(again["many"], np.memmap)
+    assert not again["many"].flags.writeable
+    assert again["none"].shape == (0, 3)
+
+
+def test_the_results_that_were_not_read_for_longest_make_room_for_new_ones(monkeypatch):
+    compute = Computing()
+    for number in range(3):
+        keep_result("tests", {"number": number}, compute)
+        [newest] = [file for file in (cache_folder() / "tests").glob("*.safetensors") if file.stat().st_mtime > 1000]
+        os.utime(newest, (number, number))
+    keep_result("tests", {"number": 0}, compute)  # which is read last now
+    monkeypatch.setattr(result_cache, "MOST_BYTES", 2 * newest.stat().st_size + 50)
+    keep_result("tests", {"number": 3}, compute)
+    assert compute.times == 4
+    kept = [keep_result("tests", {"number": number}, compute)[1] for number in (0, 3)]
+    assert kept == [True, True]
+    assert keep_result("tests", {"number": 1}, compute)[1] is False
 
 
 def test_a_cache_that_cannot_be_written_keeps_nothing_and_loses_nothing(tmp_path, monkeypatch):
