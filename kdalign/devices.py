@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
 
+from kdalign.environment import keep_heap
 from kdalign.errors import KdalignError, RunError, UsageError, unknown
 
 _Result = TypeVar("_Result")
@@ -44,6 +45,7 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
         UsageError: this machine lacks the device, or a tracker is unknown or not installed.
     """
     check_device(device, trackers)
+    keep_heap()
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     return Accelerator(
         cpu=cpu,

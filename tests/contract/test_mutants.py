@@ -315,6 +315,24 @@ MUTANTS = {
         "    total = (loss.hard * hard_sum + loss.soft * soft_sum) / max(1, len(labels))",
         "objective/losses/test_lm_head.py",
     ),
+    "the gradient of tokens without its temperature": (
+        "objective/losses/fused.py",
+        "plain.add_(theirs, alpha=-soft * temperature)",
+        "plain.add_(theirs, alpha=-soft)",
+        "objective/losses/test_fused.py",
+    ),
+    "the divergence of tokens without the temperature's square": (
+        "objective/losses/fused.py",
+        "soft_sum = temperature**2 * gap.mul_(theirs).sum()",
+        "soft_sum = gap.mul_(theirs).sum()",
+        "objective/losses/test_fused.py",
+    ),
+    "a block's gradient of the vocabulary dropped": (
+        "objective/losses/lm_head.py",
+        "        if self._pending:\n            self._flush()\n        if self._needs_weight",
+        "        if self._needs_weight",
+        "objective/losses/test_lm_head.py",
+    ),
     "an encoder's mask on the decoder": (
         "objective/terms/base.py",
         "mask = batch.answered if self.reads_target else batch.compared",

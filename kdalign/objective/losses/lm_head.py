@@ -21,6 +21,9 @@ from kdalign.models.lm_head import block_rows, row_blocks, wide_dtype
 from kdalign.models.token_targets import DenseTokens, TokenTargets, TopEntries
 from kdalign.objective import losses
 
+PENDING_BYTES = 2**27
+"""Bytes of bfloat16 gradients of logits that are put together for one product: 1,365 rows of 49,152 entries."""
+
 
 @dataclass(frozen=True)
 class TokenLoss:
@@ -82,34 +85,46 @@ def vocabulary_losses(
     dtype = loss.dtype or student.dtype
     wide, head = wide_dtype(dtype), student.head.detached(dtype)
     learned = student.features, student.head.weight, student.head.bias
-    gradients = [_zeros_for(tensor, wide) for tensor in learned]
-    differentiated = any(gradient is not None for gradient in gradients)
+    sums = _GradientSums(learned, head.weight)
     hard_sum, soft_sum = student.features.new_zeros(2, dtype=wide)
     with torch.no_grad(), torch.autocast(student.features.device.type, enabled=False):
         for block in row_blocks(len(labels), rows or block_rows(len(head.weight), student.features.device)):
-            features = student.features[block].to(dtype)
-            logits = head.logits(features)
-            hard, slope = _cross_entropy(logits, labels[block], loss.hard if differentiated else None)
-            hard_sum += hard
-            if teacher is not None:
-                target = teacher.block(block, loss.temperature)
-                same = slice(None) if answered is None else answered[block]
-                soft_sum += _add_divergence(slope if differentiated else None, logits, target, same, loss)
-            if differentiated:
+            logits = head.logits(student.features[block].to(dtype))
+            target = None if teacher is None else teacher.block(block, loss.temperature)
+            same = slice(None) if answered is None else answered[block]
+            found = _block_losses(loss, logits, target, labels[block], same, sums.needed)
+            hard_sum += found.hard
+            soft_sum += found.soft
+            if found.slope is not None:
                 if head.softcap is not None:
-                    slope *= 1 - (logits / head.softcap).square()  # the derivative of c tanh(z / c), by its value
-                _add_gradients(gradients, block, slope, features, head.weight)
+                    found.slope.mul_(1 - (logits / head.softcap).square())  # derivative of c tanh(z / c), by its value
+                sums.add(found.slope)
+        gradients = sums.finished()
     total = loss.hard * hard_sum + loss.soft * soft_sum
-    if differentiated:
+    if sums.needed:
         total = _KnownGradients.apply(total, gradients, *learned)  # type: ignore[no-untyped-call]
     return total, hard_sum.float(), soft_sum.float()
 
 
-def _zeros_for(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Zeros to sum a tensor's gradient in; None for a tensor that gets none."""
-    if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
-        return None
-    return torch.zeros_like(tensor, dtype=dtype)
+def _block_losses(
+    loss: TokenLoss,
+    logits: Tensor,
+    target: Tensor | TopEntries | None,
+    labels: Tensor,
+    same: slice | Tensor,
+    differentiated: bool,
+) -> losses.BlockLosses:
+    """A block's losses and gradient: in closed form where there is one, else the divergence's by autograd."""
+    if isinstance(target, Tensor) and target.shape == logits.shape and loss.shared is None:
+        if loss.divergence in losses.CLOSED:
+            weights, target = (loss.hard, loss.soft), target.to(logits.dtype)
+            return losses.fused_losses(
+                logits, target, labels, weights, loss.divergence, loss.temperature, slope=differentiated
+            )
+    hard, slope = _cross_entropy(logits, labels, loss.hard if differentiated else None)
+    given = slope if differentiated else None
+    soft = hard.new_zeros(()) if target is None else _add_divergence(given, logits, target, same, loss)
+    return losses.BlockLosses(hard, soft, given)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
@@ -160,20 +175,61 @@ def _divergence_across(student: Tensor, teacher: Tensor, shared: SharedVocabular
     return alike + losses.universal_logit_distance(student, teacher, entries, loss.temperature)
 
 
-def _add_gradients(
-    gradients: list[Tensor | None], block: slice, slope: Tensor, features: Tensor, weight: Tensor
-) -> None:
-    """Add a block to the gradients of features, weight and bias, those that are kept."""
-    of_features, of_weight, of_bias = gradients
-    if of_bias is not None:
-        of_bias += slope.sum(dim=0)
-    if of_features is not None:
-        of_features[block] = slope.to(features.dtype) @ weight
-    if of_weight is not None and (features.dtype == of_weight.dtype or of_weight.device.type == "cpu"):
-        # On a CPU for bfloat16 too: the product in place beats a faster one that must then be added.
-        of_weight.addmm_(slope.T, features.to(of_weight.dtype))
-    elif of_weight is not None:
-        of_weight += slope.to(features.dtype).T @ features
+class _GradientSums:
+    """Gradients of features, weight and bias, summed over blocks of rows.
+
+    In bfloat16, blocks are put together until they take ``PENDING_BYTES``: each product of the weight's gradient walks
+    through all of it, and the product of few rows is slow.
+
+    Attributes:
+        needed: True if any of the three gets a gradient.
+    """
+
+    def __init__(self, learned: tuple[Tensor, Tensor, Tensor | None], weight: Tensor) -> None:
+        self._features, self._weight = learned[0], weight
+        self._wide = wide_dtype(weight.dtype)
+        self._rounded = weight.dtype != self._wide
+        of_features, of_weight, of_bias = (
+            tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in learned
+        )
+        self.needed = of_features or of_weight or of_bias
+        self._needs_weight = of_weight
+        self._of_features = torch.zeros_like(learned[0], dtype=self._wide) if of_features else None
+        self._of_weight: Tensor | None = None
+        self._of_bias = weight.new_zeros(len(weight), dtype=self._wide) if of_bias else None
+        self._pending: list[Tensor] = []
+        self._done = 0
+
+    def add(self, slope: Tensor) -> None:
+        """Add the next block, given the gradient of its logits."""
+        if self._of_bias is not None:
+            self._of_bias += slope.sum(dim=0)
+        self._pending.append(slope.to(self._weight.dtype))
+        if not self._rounded or sum(each.nbytes for each in self._pending) >= PENDING_BYTES:
+            self._flush()
+
+    def finished(self) -> list[Tensor | None]:
+        """Return the gradients of features, weight and bias, those that are needed."""
+        if self._pending:
+            self._flush()
+        if self._needs_weight and self._of_weight is None:
+            self._of_weight = torch.zeros_like(self._weight)
+        return [self._of_features, self._of_weight, self._of_bias]
+
+    def _flush(self) -> None:
+        slopes = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
+        rows = slice(self._done, self._done + len(slopes))
+        self._pending, self._done = [], rows.stop
+        if self._of_features is not None:
+            self._of_features[rows] = slopes @ self._weight
+        if self._needs_weight:
+            product = slopes.T, self._features.detach()[rows].to(self._weight.dtype)
+            if self._of_weight is None:
+                self._of_weight = product[0] @ product[1]
+            elif self._rounded:
+                self._of_weight = self._of_weight.to(self._wide).add_(product[0] @ product[1])
+            else:
+                self._of_weight.addmm_(*product)
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -190,4 +246,8 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # New tensors, not in place: a graph that was kept may be walked again.
-        return None, None, *(None if known is None else (upstream * known).to(dtype) for known, dtype in pairs)
+        return (
+            None,
+            None,
+            *(None if known is None else known.to(dtype, copy=True).mul_(upstream) for known, dtype in pairs),
+        )

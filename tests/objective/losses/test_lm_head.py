@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdalign.models.lm_head import LMHead, block_rows, vocabulary_scores
 from kdalign.models.token_targets import DenseTokens, TopTokens, top_log_probabilities, top_tokens
 from kdalign.objective import losses
+from kdalign.objective.losses import lm_head
 from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 
 KINDS = ["forward", "reverse", "js", "skew"]
@@ -239,7 +240,9 @@ def test_no_rows_give_zero_with_a_graph():
     assert [len(one) for one in vocabulary_scores(student, head, labels)] == [0, 0]
 
 
-def test_products_in_bfloat16_come_close_and_every_gradient_has_its_tensors_precision():
+@pytest.mark.parametrize("pending", [0, 500, 2**27], ids=["each block", "some together", "all together"])
+def test_products_in_bfloat16_come_close_and_every_gradient_has_its_tensors_precision(monkeypatch, pending):
+    monkeypatch.setattr(lm_head, "PENDING_BYTES", pending)
     student, head, labels, teacher, teacher_head = problem(n=40)
     whole = plain(student, head, labels, teacher, teacher_head, 0.5, 0.5)
     expected = torch.autograd.grad(whole[0], learned(student, head))
@@ -284,6 +287,7 @@ GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
 from kdalign.models.lm_head import LMHead
 from kdalign.models.token_targets import DenseTokens, TopTokens, top_log_probabilities, top_tokens
+from kdalign.objective.losses import lm_head
 from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
