@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import re
@@ -85,6 +86,46 @@ def machine(device: Any) -> dict[str, Any]:
     facts, cuda = environment(device), str(device).startswith("cuda")
     name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
     return {key: facts[key] for key in ("device", "cpus", "threads", "libraries")} | {"processor": name}
+
+
+SPINS = 1000
+"""Turns for which a thread of OpenMP waits awake for the others; its library's own default is 300,000."""
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def set_thread_defaults() -> None:
+    """Set OpenMP's environment for this process and those that it starts; the user's own settings win.
+
+    To be called before torch is loaded. There are as many threads as cores that this process may use: a container with
+    4 of 64 cores would get 64. And a thread that waits for another soon sleeps: where the other one waits for a core,
+    as beside a second run, threads that wait awake take the very core away.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    cores = available_cores()
+    if cores < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def available_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many cores this process may use, by its affinity and by the quota of its container.
+
+    Args:
+        groups: folder of the control groups, as a container sees its own (version 2, or 1).
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [_numbers(groups / "cpu.max"), _numbers(groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")]
+    allowed = [math.ceil(quota / period) for quota, period in filter(None, quotas) if quota > 0]
+    return max(1, min([affinity, *allowed]))
+
+
+def _numbers(*files: Path) -> tuple[int, int] | None:
+    """Read a quota and its period, in microseconds; None if there is no such file, or no quota."""
+    try:
+        quota, period = " ".join(file.read_text() for file in files).split()
+        return int(quota), int(period)
+    except (OSError, ValueError):  # "max" is no quota
+        return None
 
 
 def keep_heap() -> None:

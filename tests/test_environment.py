@@ -1,12 +1,14 @@
 """What a process asks of the system, and gives back."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from kdalign.environment import rank, world_size
+from kdalign import environment
+from kdalign.environment import available_cores, rank, set_thread_defaults, world_size
 from kdalign.errors import UsageError
 
 KEPT = """
@@ -50,3 +52,67 @@ def test_a_number_of_processes_that_is_none_is_refused_in_one_line(monkeypatch, 
     monkeypatch.setenv("WORLD_SIZE", given)
     with pytest.raises(UsageError, match=r"WORLD_SIZE is .* a number is expected"):
         world_size()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 16),
+        ({"cpu.max": "max 100000"}, 16),
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "6400000 100000"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "what"}, 16),
+    ],
+)
+def test_a_container_with_a_quota_has_as_many_cores_as_it_pays_for(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert available_cores(tmp_path) == cores
+
+
+def test_threads_are_as_many_as_the_cores_that_may_be_used_and_do_not_wait_awake(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that what is set here is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(environment, "available_cores", lambda: 4)
+    set_thread_defaults()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["GOMP_SPINCOUNT"]) == ("4", str(environment.SPINS))
+
+
+def test_the_users_own_settings_of_threads_win(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(environment, "available_cores", lambda: 4)
+    set_thread_defaults()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these parameters")
+def test_freed_buffers_are_kept_for_the_next_ones_until_they_are_given_back():
+    """Without ``keep_heap`` each buffer of 64 MB is faulted in again, 16,384 pages of 4 kB."""
+    script = """
+import resource, torch
+from kdalign.environment import keep_heap
+keep_heap()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for size in (22, 23, 24, 24, 24, 24, 24, 24, 24):
+    torch.ones(2**size)
+before = faults()
+for _ in range(5):
+    torch.ones(2**24)
+print(faults() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 16_384

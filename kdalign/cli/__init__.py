@@ -33,6 +33,7 @@ from kdalign.cli import (  # each registers its command
     recipe,
 )
 from kdalign.cli.application import PipeClosed, app
+from kdalign.environment import set_thread_defaults
 from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shorten
 from kdalign.report.screen import encoding_note, replace_unencodable
 
@@ -61,6 +62,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _check_streams()
     _handle_sigterm()
+    set_thread_defaults()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
