@@ -212,7 +212,10 @@ def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores a student on the monitored texts during training, and shows one sample of what it writes."""
+    """Scores a student on the monitored texts during training, and shows one sample of what it writes.
+
+    Scores are in the precision of training; those of the exported student are in float32.
+    """
 
     loaded: LoadedModels
     observer: Observer
@@ -222,7 +225,8 @@ class Evaluator:
         self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
-        predictions = adapter.predict(model, watched)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
+            predictions = adapter.predict(model, watched)
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))

@@ -47,11 +47,14 @@ def vocabulary_scores(
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     """Compute each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
 
-    An entry that a model never gives may have a logit of -inf; a row needs one that is finite, and none above.
+    An entry that a model never gives may have a logit of -inf; a row needs one that is finite, and none above. Under
+    autocast the products are in its precision.
 
     Raises:
         NotFinite: rows whose logits are NaN, infinite, or all -inf.
     """
+    if torch.is_autocast_enabled(features.device.type):
+        head = head.detached(torch.get_autocast_dtype(features.device.type))
     nll = torch.empty(len(labels), dtype=wide_dtype(head.weight.dtype), device=features.device)
     best, top = torch.empty_like(labels), torch.empty_like(nll)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):

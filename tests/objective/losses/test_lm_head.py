@@ -258,6 +258,16 @@ def test_products_in_bfloat16_come_close_and_every_gradient_has_its_tensors_prec
     assert small.weight.grad.dtype == torch.bfloat16
 
 
+def test_under_autocast_scores_are_those_of_a_head_in_its_precision():
+    student, head, labels, *_ = problem(n=40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = vocabulary_scores(student.detach(), head, labels)
+    expected = vocabulary_scores(student.detach(), head.detached(torch.bfloat16), labels)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert not torch.equal(found[0], vocabulary_scores(student.detach(), head, labels)[0])
+    assert found[0].dtype == torch.float32
+
+
 def test_autocast_around_the_call_changes_nothing():
     student, head, labels, teacher, teacher_head = problem()
     settings = {"hard": 0.5, "soft": 0.5, "teacher": teacher, "teacher_head": teacher_head}

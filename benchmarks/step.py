@@ -1,0 +1,120 @@
+"""Measure the training steps of a recipe: speed, processor time, memory, and their share of what the machine can do.
+
+    python benchmarks/step.py RECIPE.yaml [KEY=VALUE ...] [--steps 5] [--warm-up 2] [--json]
+
+Prints tokens a second, CPU seconds for 1,000 tokens (steadier than the clock where other work is running), peak memory,
+and the share of the matrix products' peak: the floating-point operations of a step (both models' forwards, the
+student's backward), divided by what a product of 2,048 x 2,048 matrices in the precision of training, measured here,
+would do in the step's time. Teacher and student are not scored. Run it on a quiet machine, and two builds in turns.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kdalign.devices import deterministic_on_cpu, make_accelerator
+from kdalign.distillation import load as loading
+from kdalign.distillation.build import build_task
+from kdalign.distillation.costs import ForwardCosts
+from kdalign.distillation.pipeline import prepare_all
+from kdalign.distillation.teacher_answers import TeacherAnswers
+from kdalign.distillation.tokenize import begin_folder, open_run
+from kdalign.models.profiling import count_flops
+from kdalign.observer import NullObserver
+from kdalign.recipe import build_recipe
+from kdalign.stopwatch import Stopwatch
+from kdalign.training.loop import Trainer
+
+SIZE = 2048
+
+
+def peak_flops(dtype: torch.dtype, rounds: int = 7) -> float:
+    """Floating-point operations a second of a large matrix product, the median of some rounds."""
+    one, other = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        one @ other
+        times.append(time.perf_counter() - begun)
+    return 2 * SIZE**3 / statistics.median(times[1:])
+
+
+def flops_a_token(trainer: Trainer, models: loading.LoadedModels, length: int) -> float:
+    """Operations of a step for each token: the student's forward and backward, and each teacher's forward."""
+    counted = []
+    for model in (models.student, *(teacher.model for teacher in models.teachers)):
+        before, dtype = model.config._attn_implementation, model.dtype
+        model.set_attn_implementation("eager")
+        trains = model is models.student
+        counted.append(count_flops(model.float(), length, backward=trains).total / length)
+        model.to(dtype).set_attn_implementation(before)
+    return sum(counted)
+
+
+def measure(given: argparse.Namespace) -> dict[str, float]:
+    """Train some steps of the recipe and return what they cost."""
+    folder = tempfile.mkdtemp()
+    total = given.warm_up + given.steps
+    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
+    accelerator = make_accelerator(recipe.train.device)
+    [run] = prepare_all(recipe)
+    opened = open_run(run, accelerator)
+    observer = begin_folder(opened, accelerator, NullObserver(), resume=False)
+    # What comes before the first step is measured by `kdalign distill` itself.
+    loading.score_teachers = lambda *_: TeacherAnswers()
+    loading.measure_costs = lambda models, **_: ForwardCosts(1, [None] * len(models), [None] * len(models))
+    models = loading.load(opened, accelerator, observer, Stopwatch("benchmark"))
+    task = build_task(models, accelerator, observer, resume=False)
+    trainer = Trainer([task], [0] * total, opened.recipe.train, accelerator, task.folder, observer)
+    seconds, processor, tokens = [], [], []
+    with deterministic_on_cpu(accelerator.device):
+        for _ in range(total):
+            begun, worked, before = time.perf_counter(), time.process_time(), trainer.progress.tokens
+            trainer._take_step(False)
+            seconds.append(time.perf_counter() - begun)
+            processor.append(time.process_time() - worked)
+            tokens.append(trainer.progress.tokens - before)
+    kept = slice(given.warm_up, None)
+    read = sum(tokens[kept])
+    peak = peak_flops(torch.bfloat16 if opened.bf16 else torch.float32)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    length = max(8, round(float(opened.texts.train.lengths.mean())))
+    work = flops_a_token(trainer, models, length) * read
+    return {
+        "tokens_per_second": read / sum(seconds[kept]),
+        "cpu_seconds_per_1000_tokens": 1000 * sum(processor[kept]) / read,
+        "peak_gib": memory,
+        "gflops_of_products": work / sum(seconds[kept]) / 1e9,
+        "gflops_of_peak": peak / 1e9,
+        "share_of_peak": work / sum(seconds[kept]) / peak,
+        "first_step_seconds": seconds[0],
+    }
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("sets", nargs="*", metavar="KEY=VALUE", help="recipe keys that win over the file")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = measure(given)
+    if given.json:
+        print(json.dumps(found))
+        return
+    speed, processor = found["tokens_per_second"], found["cpu_seconds_per_1000_tokens"]
+    products, peak = found["gflops_of_products"], found["gflops_of_peak"]
+    print(f"{speed:,.0f} tokens/s, {processor:.2f} CPU s for 1,000 tokens, {found['peak_gib']:.2f} GiB")
+    print(f"products at {products:,.0f} of {peak:,.0f} GFLOP/s, {100 * found['share_of_peak']:.0f} %")
+
+
+if __name__ == "__main__":
+    main()
