@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--worker", choices=("kdalign", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--student", help=argparse.SUPPRESS)
@@ -186,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as student:
         cut_student(given.teacher, given.layers, Path(student))
         for number in range(given.rounds):
-            for kind in KINDS:
+            for kind in given.kinds:
                 for name, python in pythons.items():
                     words = [
                         str(python),
@@ -211,7 +212,7 @@ def main() -> None:
                         f"({found['seconds']:.2f} s a step), {found['gib']:.1f} GiB",
                         flush=True,
                     )
-    for kind in KINDS if given.trl else ():
+    for kind in given.kinds if given.trl else ():
         ours, theirs = (statistics.median(told[name, kind]) for name in ("kdalign", "trl"))
         print(f"{kind}: {ours / theirs:.2f} times TRL's tokens/s")
 

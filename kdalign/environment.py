@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import UsageError
+from kdalign.version import __version__
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
 
@@ -49,23 +50,28 @@ def _from_launcher(name: str, default: int) -> int:
     return int(given)
 
 
-def environment(device: Any) -> dict[str, Any]:
-    """Collect versions and hardware for a record."""
-    import torch
-
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide numbers."""
     libraries = {}
     for name in _LIBRARIES:
         try:
             libraries[name] = version(name)
         except PackageNotFoundError:
             continue
+    return libraries
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Collect versions and hardware for a record."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(device),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "libraries": libraries,
+        "libraries": library_versions(),
     }
 
 
@@ -73,7 +79,7 @@ def environment(device: Any) -> dict[str, Any]:
 def code_fingerprint() -> str:
     """Hash the source of this package: results of other code are not mistaken for its own."""
     package = Path(__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(__version__.encode())
     for file in sorted(package.rglob("*.py")):
         digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -84,8 +90,18 @@ def machine(device: Any) -> dict[str, Any]:
     import torch
 
     facts, cuda = environment(device), str(device).startswith("cuda")
-    name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    return {key: facts[key] for key in ("device", "cpus", "threads", "libraries")} | {"processor": name}
+    name = torch.cuda.get_device_name(device) if cuda else f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    kept = {key: facts[key] for key in ("device", "cpus", "threads", "libraries")}
+    return kept | {"processor": name, "products": torch.get_float32_matmul_precision()}
+
+
+def _processor() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
 
 
 SPINS = 1000
@@ -136,8 +152,9 @@ def keep_heap() -> None:
     """
     own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
     if _mallopt is not None and not any(name in os.environ for name in own):
-        _mallopt(_MMAP_THRESHOLD, 2**30)
-        _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        # Older ones accept 32 MiB at most; one that accepts neither is left as it is, as it adapts by itself.
+        if _mallopt(_MMAP_THRESHOLD, 2**30) or _mallopt(_MMAP_THRESHOLD, 2**25):
+            _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def trim_heap() -> None:

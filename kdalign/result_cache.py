@@ -9,7 +9,9 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 MOST_BYTES = 8 * 2**30
 """Bytes that results of one kind may take; those that were not read for longest go first."""
-_TYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+_DRAFT_SECONDS = 24 * 3600
+"""Age from which on a file that is being written belongs to a process that was killed."""
+_CODES = {"F64": "f8", "F32": "f4", "I64": "i8", "I32": "i4", "U8": "u1"}
+_TYPES = {name: np.dtype(code) for name, code in _CODES.items()}
 
 
 def keep_result(kind: str, content: Mapping[str, object], compute: Callable[[], Arrays]) -> tuple[Arrays, bool]:
@@ -64,15 +69,17 @@ class KeptResult:
         try:
             if not self.file.is_file() or read_text(self._digest).strip() != sha256(self.file):
                 return None
-            os.utime(self.file)  # read last now
-        except (OSError, KdalignError):
+            with suppress(OSError):  # a cache that others fill may be read-only
+                os.utime(self.file)  # read last now
+            return _map(self.file)
+        except (OSError, KdalignError):  # removed meanwhile
             return None
-        return _map(self.file)
 
     def write(self, result: Arrays) -> None:
         """Write the result, unless it is too large or the folder cannot be written."""
         from safetensors.numpy import save_file
 
+        assert all(values.dtype in _TYPES.values() for values in result.values()), "types that are read again"
         size = sum(values.nbytes for values in result.values())
         if size > MOST_BYTES:
             return
@@ -98,7 +105,7 @@ def _map(file: Path) -> Arrays:
         header = json.loads(opened.read(length))
     arrays = {}
     for name, facts in header.items():
-        kind, shape, (start, end) = np.dtype(_TYPES[facts["dtype"]]), tuple(facts["shape"]), facts["data_offsets"]
+        kind, shape, (start, end) = _TYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
         empty = np.zeros(shape, kind)  # which no file can be mapped to
         arrays[name] = empty if start == end else np.memmap(file, kind, "r", 8 + length + start, shape)
     return arrays
@@ -106,6 +113,9 @@ def _map(file: Path) -> Arrays:
 
 def _make_room(folder: Path, most: int) -> None:
     """Remove the results that were not read for longest, until the others take at most so many bytes."""
+    for draft in folder.glob(".*.tmp"):  # of processes that were killed
+        if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
+            draft.unlink(missing_ok=True)
     kept = sorted((each.stat().st_mtime, each.stat().st_size, each) for each in folder.glob("*.safetensors"))
     total = sum(size for _, size, _ in kept)
     for _, size, each in kept:

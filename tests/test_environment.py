@@ -98,6 +98,32 @@ def test_the_users_own_settings_of_threads_win(monkeypatch):
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("accepted", "asked"),
+    [
+        (2**31, [(-3, 2**30), (-1, 2**31 - 1)]),
+        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),
+        (0, [(-3, 2**30), (-3, 2**25)]),
+    ],
+    ids=["any", "older ones", "none"],
+)
+def test_a_glibc_that_refuses_a_threshold_keeps_adapting_its_own(monkeypatch, accepted, asked):
+    calls = []
+
+    def mallopt(parameter, value):
+        calls.append((parameter, value))
+        return int(parameter == -1 or value <= accepted)
+
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "_mallopt", mallopt)
+    environment.keep_heap()
+    assert calls == asked
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    environment.keep_heap()
+    assert calls == asked
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these parameters")
 def test_freed_buffers_are_kept_for_the_next_ones_until_they_are_given_back():
     """Without ``keep_heap`` each buffer of 64 MB is faulted in again, 16,384 pages of 4 kB."""

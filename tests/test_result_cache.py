@@ -80,6 +80,37 @@ def test_the_results_that_were_not_read_for_longest_make_room_for_new_ones(monke
     assert keep_result("tests", {"number": 1}, compute)[1] is False
 
 
+def test_a_cache_that_others_fill_is_read(monkeypatch):
+    compute = Computing()
+    keep_result("tests", {}, compute)
+
+    def refuse(*_):
+        raise PermissionError("a read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert keep_result("tests", {}, compute)[1] is True
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_computed_again(monkeypatch):
+    compute = Computing()
+    keep_result("tests", {}, compute)
+    [file] = (cache_folder() / "tests").glob("*.safetensors")
+    monkeypatch.setattr(os, "utime", lambda path: path.unlink())  # between its digest and its arrays
+    assert keep_result("tests", {}, compute)[1] is False
+    assert compute.times == 2
+    assert file.is_file()
+
+
+def test_what_killed_processes_were_writing_is_removed_after_a_day():
+    keep_result("tests", {"number": 0}, Computing())
+    drafts = [cache_folder() / "tests" / name for name in (".old.safetensors.1.tmp", ".new.safetensors.2.tmp")]
+    for draft in drafts:
+        draft.write_bytes(b"half")
+    os.utime(drafts[0], (0, 0))
+    keep_result("tests", {"number": 1}, Computing())
+    assert [draft.exists() for draft in drafts] == [False, True]
+
+
 def test_a_cache_that_cannot_be_written_keeps_nothing_and_loses_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "file"))

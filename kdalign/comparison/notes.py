@@ -254,8 +254,8 @@ def _latency(table: NotedTable) -> list[str]:
         return []
     lengths = _lengths(model.tokens for model in table.models if model.latency_ms is not None)
     return [
-        f"latency: one forward pass over {lengths} tokens in fp32, median; teacher and student in turns, measured once "
-        f"a machine for models of their shapes, so that other load at that time shows"
+        f"latency: one forward pass over {lengths} tokens in fp32, median, so that other load on the machine shows; "
+        f"speed-up: both models measured in turns"
     ]
 
 

@@ -55,6 +55,7 @@ class TokenRows(Sequence[list[int]]):
     def take(self, rows: Sequence[int] | Numbers) -> "TokenRows":
         """Select rows, in this order."""
         numbers = np.asarray(rows, dtype=np.int64)
+        assert not (numbers < 0).any(), "rows are counted from the first"
         lengths = self.lengths[numbers]
         starts = _starts(lengths)
         places = np.repeat(self.starts[numbers] - starts[:-1], lengths) + np.arange(starts[-1])

@@ -46,7 +46,7 @@ def tokenize_labelled(
         return values
 
     parts, truncated = list[dict[str, TokenRows]](), 0
-    for start in range(0, max(1, len(examples)), CHUNK):
+    for start in range(0, len(examples), CHUNK):
         rows = range(start, min(start + CHUNK, len(examples)))
         encoded = tokenized(rows, truncation=False)
         long = [row for row, ids in zip(rows, encoded["input_ids"], strict=True) if len(ids) > max_length]

@@ -117,10 +117,16 @@ class TokenizedSplit:
         return TokenRows.of(self.columns["input_ids"]).lengths
 
     def fingerprint(self) -> str:
-        """Hash what models read of each row: its tokens, targets and masks, and whose row it is; not its label."""
-        content = sorted(self.pad.items()), self.left_to_right, hash_columns(self.token_rows)
+        """Hash what models read: tokens, targets, how rows are masked, and whose row each is; labels are left out."""
         taught_by = None if self.taught_by is None else self.taught_by.tolist()
-        return hashlib.sha256(repr((content, taught_by)).encode()).hexdigest()
+        content = (
+            hash_columns(self.token_rows),
+            sorted(self.pad.items()),
+            self.left_to_right,
+            taught_by,
+            None if self.corrupt is None else _describe(self.corrupt),
+        )
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def take(self, rows: Sequence[int]) -> "TokenizedSplit":
         """Select rows, in this order."""
@@ -185,6 +191,12 @@ def concatenate_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
         mixture=None,
         taught_by=_concatenate([part.taught_by for part in parts]),
     )
+
+
+def _describe(corrupt: Corruption) -> tuple[str, dict[str, Any]]:
+    """Name a random change, with all that decides it."""
+    facts = {name: each.tolist() if isinstance(each, np.ndarray) else each for name, each in vars(corrupt).items()}
+    return getattr(corrupt, "__qualname__", type(corrupt).__qualname__), facts
 
 
 def _join_columns(parts: Sequence[TokenizedSplit]) -> dict[str, TokenRows]:

@@ -214,18 +214,18 @@ def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
 class Evaluator:
     """Scores a student on the monitored texts during training, and shows one sample of what it writes.
 
-    Scores are in the precision of training; those of the exported student are in float32.
+    Scores are in the precision of training, or exact, in float32, as those of the teacher and the exported student are.
     """
 
     loaded: LoadedModels
     observer: Observer
 
-    def __call__(self, model: PreTrainedModel) -> WatchedScores:
+    def __call__(self, model: PreTrainedModel, *, exact: bool) -> WatchedScores:
         """Score a student; a language model also continues the sample prompts."""
         self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16 and not exact):
             predictions = adapter.predict(model, watched)
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:

@@ -1,21 +1,25 @@
 """Costs of a run's models: floating-point operations and time of one forward, measured once a machine."""
 
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from transformers import PreTrainedModel
 
 from kdalign.distillation.teacher_cache import config_fingerprint
 from kdalign.environment import machine
-from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.profiling import flops_of, latencies_ms
-from kdalign.result_cache import keep_result
+from kdalign.result_cache import find_result
 
 LATENCY_TOKENS = 128
+MOST_OTHERS = 0.25
+"""Cores that other processes may keep busy while latencies are measured that are kept."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class ForwardCosts:
         latencies: medians in milliseconds; None if they were not measured.
         flops: floating-point operations, 2 a multiply-add; None if they were not counted.
         known: true if another run measured them, on this machine.
+        busy: true if other processes were at work while latencies were measured; they are then not kept.
     """
 
     tokens: int
     latencies: Sequence[float | None]
     flops: Sequence[int | None]
     known: bool = False
+    busy: bool = False
 
 
 def measure_costs(models: Sequence[PreTrainedModel], *, wanted: bool = True) -> ForwardCosts:
@@ -46,14 +52,35 @@ def measure_costs(models: Sequence[PreTrainedModel], *, wanted: bool = True) -> 
     if not wanted:
         return ForwardCosts(tokens, [None] * len(models), [None] * len(models))
 
-    def measure() -> dict[str, Array]:
-        flops = np.array([flops_of(model, tokens) for model in models], dtype=np.int64)
-        return {"flops": flops, "latencies": np.array(latencies_ms(models, tokens))}
-
     shapes = [
         (config_fingerprint(model.config), count_parameters(model), str(model.dtype), model.config._attn_implementation)
         for model in models
     ]
     content = {"machine": machine(models[0].device), "node": platform.node(), "models": shapes, "tokens": tokens}
-    measured, known = keep_result("costs", content, measure)
-    return ForwardCosts(tokens, measured["latencies"].tolist(), measured["flops"].tolist(), known)
+    kept = find_result("costs", content)
+    measured, busy = kept.read(), False
+    if measured is not None:
+        return ForwardCosts(tokens, measured["latencies"].tolist(), measured["flops"].tolist(), known=True)
+    flops = [flops_of(model, tokens) for model in models]
+    with _others() as others:
+        latencies = latencies_ms(models, tokens)
+    busy = others[0] > MOST_OTHERS
+    if not busy:
+        kept.write({"flops": np.array(flops, dtype=np.int64), "latencies": np.array(latencies)})
+    return ForwardCosts(tokens, latencies, flops, busy=busy)
+
+
+@contextmanager
+def _others() -> Iterator[list[float]]:
+    """Measure how many cores other processes keep busy inside; the list holds the number afterwards."""
+    found = [0.0]
+    begun, own, every = time.perf_counter(), time.process_time(), _busy_seconds()
+    yield found
+    others = _busy_seconds() - every - (time.process_time() - own)
+    found[0] = others / max(time.perf_counter() - begun, 1e-9)
+
+
+def _busy_seconds() -> float:
+    """Seconds of all cores that were not idle since the machine was started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system)

@@ -101,6 +101,11 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
     models = [*(each.model for each in teachers), student_model]
     watch.begin("measuring speed")
     costs = measure_costs(models, wanted=recipe.train.profile and main)
+    known = [f"the teacher's answers on {said.read} splits"] * bool(said.read) + ["FLOPs and latency"] * costs.known
+    if known:
+        observer.announce(f"from kdalign's cache: {', '.join(known)}")
+    if costs.busy:
+        observer.announce("latency was measured beside other work on this machine: it is not kept for other runs")
     if teachers and main:
         observer.announce(_compared(models, costs))
     watch.begin("writing samples")

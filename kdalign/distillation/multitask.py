@@ -126,14 +126,14 @@ def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
 
     The lines are announced and kept in the records. Texts of the task's own training set are found by ``preflight``.
     """
+    splits = [(run, name, split) for run in runs for name, split in run.splits.reported.items()]
+    texts = [split for _, _, split in splits]
+    counts = {other.task.name: count_leaks(texts, other.splits.train) for other in runs}
     leaks = []
-    for run in runs:
-        others = [other for other in runs if other.task.name != run.task.name]
-        counts = [count_leaks(list(run.splits.reported.values()), other.splits.train) for other in others]
-        for number, (split, examples) in enumerate(run.splits.reported.items()):
-            of = f"of the {len(examples):,} texts of {run.task.name}, {split}, are in the training text of"
-            found = [(seen[number], other.task.name) for other, seen in zip(others, counts, strict=True)]
-            leaks += [f"{seen:,} {of} {name}" for seen, name in found if seen]
+    for number, (run, name, split) in enumerate(splits):
+        of = f"of the {len(split):,} texts of {run.task.name}, {name}, are in the training text of"
+        found = [(seen[number], other) for other, seen in counts.items() if other != run.task.name]
+        leaks += [f"{seen:,} {of} {other}" for seen, other in found if seen]
     return leaks
 
 

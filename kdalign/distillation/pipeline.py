@@ -154,13 +154,14 @@ def _distill_task(
     watch = Stopwatch("tokenizing")
     ready = open_run(run, accelerator)
     check_cache_room(ready)
+    if ready.recipe.asks_server:
+        watch.begin("asking the server")
     source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
     observer = begin_folder(ready, accelerator, observer, resume)
     if group is not None and accelerator.is_main_process:
         group.begin_above(recipe.dump(), keep=resume)
     served = None
     if source is not None:
-        watch.begin("asking the server")
         served = ask_all(source, accelerator, observer)
         ready = with_returned(ready, source)
     loaded = load(ready, accelerator, observer, watch)

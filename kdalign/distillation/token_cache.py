@@ -12,6 +12,7 @@ from kdalign.data.tasks import Examples
 from kdalign.data.token_rows import TokenRows
 from kdalign.data.tokenization import fingerprint
 from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.environment import library_versions
 from kdalign.evaluation.adapters import TaskAdapter
 from kdalign.result_cache import find_result
 
@@ -20,6 +21,8 @@ LEAST_ROWS = 5_000
 FACTS = ("pad", "truncated", "words", "passed_over", "left_to_right", "covered", "bytes", "ends", "form", "readers")
 """Fields that are numbers or words."""
 ARRAYS = ("labels", "groups")
+_PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "backend")
+"""Settings of a tokenizer that say where it is."""
 
 
 def keep_tokens(
@@ -40,13 +43,15 @@ def keep_tokens(
         scored: tokenized for evaluation.
         tokenize: does it.
     """
-    if len(examples) < LEAST_ROWS:
+    slow = any(tokenizer is not None and not tokenizer.is_fast for tokenizer, _ in readers)  # not known by one file
+    if len(examples) < LEAST_ROWS or slow:
         return tokenize()
     content = {
-        "texts": examples.fingerprint(),
-        "adapter": repr(adapter),
-        "readers": [(describe_tokenizer(tokenizer), config.to_json_string()) for tokenizer, config in readers],
+        "texts": [examples.fingerprint(), len(examples), len(examples.texts)],
+        "adapter": repr(adapter).replace(repr(adapter.task.source), "where the texts are from"),
+        "readers": [(describe_tokenizer(tokenizer), _decoder_start(config)) for tokenizer, config in readers],
         "scored": scored,
+        "libraries": library_versions(),
     }
     kept = find_result("tokens", content)
     known = kept.read()
@@ -62,7 +67,14 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> object:
     """Everything that decides a tokenizer's output, as JSON."""
     if tokenizer is None:
         return None
-    return [fingerprint(tokenizer), tokenizer.init_kwargs, tokenizer.special_tokens_map, tokenizer.chat_template]
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
+    return [fingerprint(tokenizer), settings, tokenizer.special_tokens_map, tokenizer.chat_template]
+
+
+def _decoder_start(config: PretrainedConfig) -> int | None:
+    """All that a tokenization reads of a configuration."""
+    start: int | None = getattr(config, "decoder_start_token_id", None)
+    return start
 
 
 def _pack(split: TokenizedSplit) -> dict[str, np.ndarray[Any, Any]]:

@@ -29,9 +29,6 @@ from kdalign.training.learner import Learner
 LEAST_SHARE = 0.01
 """Share of the loss below which a term is reported as small."""
 
-MEASURED_TOKENS = 1024
-"""Tokens of a micro-batch on which gradients of terms are measured; for a language model it costs half a step."""
-
 Teach = Callable[[Batch], Activations]
 """The teacher's forward: a batch and the activations to capture, to these activations."""
 
@@ -95,14 +92,11 @@ def measure_terms(viewer: StepViewer, objective: Objective, batches: Sequence[Ba
 def gradient_norms(
     viewer: StepViewer, student: PreTrainedModel, objective: Objective, batch: Batch, step: int
 ) -> dict[str, float]:
-    """Norm of each weighted term's gradient on the last student layer that it reaches, on rows of a micro-batch.
+    """Norm of each weighted term's gradient on the last student layer that it reaches, on one micro-batch.
 
-    The term is the rows' own mean, without the other terms; no gradient is kept for the step. The rows are the first
-    ones with ``MEASURED_TOKENS`` together, two at least.
+    The term is the micro-batch's own mean, without the other terms; no gradient is kept for the step.
     """
-    tokens = batch.real.sum(dim=1).cumsum(0)
-    few = max(2, int((tokens <= MEASURED_TOKENS).sum()))
-    inputs = viewer(batch.select(torch.arange(min(few, len(tokens)))), step, 0)
+    inputs = viewer(batch, step, 0)
     layers = [list(layer.parameters()) for layer in blocks(student).values()]
     norms: dict[str, float] = {}
     units = count_units([inputs.batch])

@@ -380,7 +380,7 @@ class Trainer:
         """Score the student, write the scores into the history, and rank the step."""
         step = self.progress.step
         try:
-            scores = evaluate(trainer.task.learner.student)
+            scores = evaluate(trainer.task.learner.student, exact=step == 0)  # where it is compared with the teacher
         except NotFinite as error:
             if step == 0:
                 raise RunError(f"the student gives NaN before it is trained: {error}") from None

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import nn
@@ -71,8 +71,11 @@ class WatchedScores:
     predictions: Any = None
 
 
-Evaluate = Callable[[PreTrainedModel], WatchedScores]
-"""Scores a student on the monitored texts."""
+class Evaluate(Protocol):
+    """Scores a student on the monitored texts."""
+
+    def __call__(self, model: PreTrainedModel, *, exact: bool) -> WatchedScores:
+        """Score in float32 if ``exact``, else in training's precision."""
 
 
 @dataclass(frozen=True)

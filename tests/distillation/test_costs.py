@@ -1,12 +1,20 @@
 """Costs of a forward: counted and timed once a machine, and only if they are wanted."""
 
+import math
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from kdalign.distillation import costs
 from kdalign.distillation.costs import measure_costs
 from kdalign.models import profiling
 from kdalign.models.profiling import flops_of, latencies_ms
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch):
+    monkeypatch.setattr(costs, "MOST_OTHERS", math.inf)
 
 
 def bert(layers, seed=0):
@@ -17,10 +25,10 @@ def bert(layers, seed=0):
 
 def test_costs_are_those_of_each_model_at_the_longest_text_that_all_can_read():
     models = [bert(2), bert(1)]
-    costs = measure_costs(models)
-    assert costs.tokens == 64
-    assert costs.flops == [flops_of(model, 64) for model in models]
-    assert all(latency > 0 for latency in costs.latencies)
+    found = measure_costs(models)
+    assert found.tokens == 64
+    assert found.flops == [flops_of(model, 64) for model in models]
+    assert all(latency > 0 for latency in found.latencies)
 
 
 def test_models_of_the_same_shapes_are_measured_once_whatever_their_weights():
@@ -35,9 +43,15 @@ def test_models_that_ran_by_themselves_say_nothing_of_the_same_model_in_turns_wi
     assert not measure_costs([bert(2), bert(1)]).known
 
 
+def test_what_is_measured_beside_other_work_is_not_kept_for_other_runs(monkeypatch):
+    monkeypatch.setattr(costs, "MOST_OTHERS", -math.inf)
+    first, again = measure_costs([bert(1)]), measure_costs([bert(1)])
+    assert (first.busy, first.known, again.known) == (True, False, False)
+
+
 def test_nothing_is_measured_where_nothing_is_wanted():
-    costs = measure_costs([bert(2), bert(1)], wanted=False)
-    assert (costs.latencies, costs.flops) == ([None, None], [None, None])
+    found = measure_costs([bert(2), bert(1)], wanted=False)
+    assert (found.latencies, found.flops) == ([None, None], [None, None])
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.001, 25), (0.3, 7), (10.0, 5)])

@@ -1,11 +1,13 @@
 """Teachers are scored once for the same weights and tokens; every later run reads their answers."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from kdalign.data.corruption import MaskTokens
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_teachers
 from kdalign.distillation.prepare import prepare
@@ -84,4 +86,6 @@ def test_tokens_are_hashed_by_row_and_column(teacher, data):
     moved = split.take([1, 0, *range(2, len(split))])
     assert split.fingerprint() == split.take(range(len(split))).fingerprint()
     assert split.fingerprint() != moved.fingerprint()
+    masks = [replace(split, corrupt=MaskTokens(token, 40, np.array([0, 1]))) for token in (3, 4)]
+    assert len({split.fingerprint(), *(each.fingerprint() for each in masks)}) == 3
     assert len(list((cache_folder() / "predictions").glob("*.safetensors"))) == 2

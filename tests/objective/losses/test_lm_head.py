@@ -297,7 +297,6 @@ GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
 from kdalign.models.lm_head import LMHead
 from kdalign.models.token_targets import DenseTokens, TopTokens, top_log_probabilities, top_tokens
-from kdalign.objective.losses import lm_head
 from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
