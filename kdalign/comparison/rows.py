@@ -48,11 +48,9 @@ def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cel
 
 
 def _cost_of(model: ModelRecord) -> dict[str, Cell]:
-    cells = {
-        "parameters": Cell(model.parameters / 1e6),
-        "megabytes": Cell(model.megabytes),
-        "latency": Cell(model.latency_ms),
-    }
+    cells = {"parameters": Cell(model.parameters / 1e6), "megabytes": Cell(model.megabytes)}
+    if model.latency_ms is not None:
+        cells["latency"] = Cell(model.latency_ms)
     per_token = model.flops_per_token
     return cells if per_token is None else cells | {"flops": Cell(per_token / 1e6)}
 
