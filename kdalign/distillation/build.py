@@ -21,6 +21,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.corruption import with_corruption
 from kdalign.data.epochs import sample_batches
 from kdalign.distillation.load import LoadedModels, preview
+from kdalign.distillation.teacher_answers import predict_untrained
 from kdalign.distillation.teacher_checks import compare_with_start, settle_loaded
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
@@ -226,7 +227,7 @@ class Evaluator:
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
         with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16 and not exact):
-            predictions = adapter.predict(model, watched)
+            predictions = predict_untrained(adapter, model, watched) if exact else adapter.predict(model, watched)
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))

@@ -1,9 +1,10 @@
-"""Score a run's teachers before training: their answers on the monitored slice and on the reported splits.
+"""Predictions before training: the teachers' on the monitored slice and the reported splits, and the new student's.
 
-Answers are kept in kdalign's cache by the teacher's weights and the tokens that it read, so that the arms and seeds of
-an ablation, and a second run, ask each teacher once.
+They are kept in kdalign's cache by the model's weights and the tokens that it read, so that the arms and seeds of an
+ablation, and a second run, ask each model once.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ class _Asked:
     def __init__(self, adapter: TaskAdapter, teachers: Sequence[LoadedTeacher], device: torch.device) -> None:
         self._adapter = adapter
         self._models = [teacher.model.to(device) for teacher in teachers]
-        self._facts = {"machine": machine(device), "by": [_facts(adapter, teacher) for teacher in teachers]}
+        self._by = [describe_predictor(adapter, teacher.model, teacher.weights) for teacher in teachers]
         self.read = 0
 
     def alone(self, encoded: TokenizedSplit) -> AnyPredictions:
@@ -123,24 +124,68 @@ class _Asked:
     def _keep(
         self, encoded: Sequence[TokenizedSplit], way: str, compute: Callable[[], list[AnyPredictions]]
     ) -> list[AnyPredictions]:
-        content = self._facts | {"way": way, "tokens": [each.fingerprint() for each in encoded]}
-        arrays, known = keep_result("predictions", content, lambda: _as_arrays(compute()))
+        found, known = keep_predictions(self._by, encoded, self._models[0].device, way, compute)
         self.read += known
-        return _as_predictions(arrays)
+        return found
 
 
-def _facts(adapter: TaskAdapter, teacher: LoadedTeacher) -> dict[str, object]:
-    """Everything but tokens and machine that decides a teacher's predictions."""
-    task, model = adapter.task, teacher.model
+def predict_untrained(adapter: TaskAdapter, student: PreTrainedModel, encoded: TokenizedSplit) -> AnyPredictions:
+    """Predict a split by a student before its first step; arms and seeds that start alike read it from the cache."""
+    by = [describe_predictor(adapter, student, hash_weights(student))]
+    found, _ = keep_predictions(by, [encoded], student.device, "alone", lambda: [adapter.predict(student, encoded)])
+    return found[0]
+
+
+def keep_predictions(
+    by: Sequence[Mapping[str, object]],
+    encoded: Sequence[TokenizedSplit],
+    device: torch.device,
+    way: str,
+    compute: Callable[[], list[AnyPredictions]],
+) -> tuple[list[AnyPredictions], bool]:
+    """Return predictions and whether they were read from the cache; else compute and keep them.
+
+    Args:
+        by: each model, by ``describe_predictor``.
+        encoded: what each model reads.
+        device: device of the models.
+        way: how several models are combined.
+        compute: computes the predictions.
+    """
+    tokens = [each.fingerprint() for each in encoded]
+    content = {"machine": machine(device), "by": by, "way": way, "tokens": tokens}
+    arrays, known = keep_result("predictions", content, lambda: _as_arrays(compute()))
+    return _as_predictions(arrays), known
+
+
+def describe_predictor(adapter: TaskAdapter, model: PreTrainedModel, weights: str) -> dict[str, object]:
+    """Everything but tokens and machine that decides a model's predictions.
+
+    Args:
+        adapter: the task's.
+        model: the model.
+        weights: a hash of its weights.
+    """
+    task = adapter.task
     return {
         "adapter": type(adapter).__name__,
         "scores": isinstance(task, ClassificationTask) and task.regression,
         "order": adapter.output_order(model),
-        "weights": teacher.weights,
+        "weights": weights,
         "config": config_fingerprint(model.config),
         "type": str(model.dtype),
         "attention": str(model.config._attn_implementation),
     }
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """Hash a model's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        plain = values.detach().cpu().contiguous()
+        digest.update(repr((name, plain.dtype, tuple(plain.shape))).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _as_arrays(predictions: Sequence[AnyPredictions]) -> dict[str, Array]:

@@ -1,5 +1,6 @@
 """Teachers are scored once for the same weights and tokens; every later run reads their answers."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,7 @@ from kdalign.data.corruption import MaskTokens
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_teachers
 from kdalign.distillation.prepare import prepare
-from kdalign.distillation.teacher_answers import score_teachers
+from kdalign.distillation.teacher_answers import hash_weights, predict_untrained, score_teachers
 from kdalign.distillation.tokenize import open_run
 from kdalign.environment import cache_folder
 from kdalign.observer import NullObserver
@@ -89,3 +90,33 @@ def test_tokens_are_hashed_by_row_and_column(teacher, data):
     masks = [replace(split, corrupt=MaskTokens(token, 40, np.array([0, 1]))) for token in (3, 4)]
     assert len({split.fingerprint(), *(each.fingerprint() for each in masks)}) == 3
     assert len(list((cache_folder() / "predictions").glob("*.safetensors"))) == 2
+
+
+def test_students_that_start_alike_are_asked_once(teacher, other, data):
+    opened, [loaded], _ = score([teacher], data)
+    adapter, watched = opened.run.adapter, opened.texts.watched
+    expected = adapter.predict(loaded.model, watched).logits
+    first = predict_untrained(adapter, loaded.model, watched)
+    kept = set((cache_folder() / "predictions").glob("*.safetensors"))
+    again = predict_untrained(adapter, copy.deepcopy(loaded.model), watched)
+    assert np.array_equal(first.logits, expected)
+    assert np.array_equal(again.logits, expected)
+    assert set((cache_folder() / "predictions").glob("*.safetensors")) == kept
+    with torch.no_grad():
+        next(loaded.model.parameters()).add_(0.01)
+    changed = predict_untrained(adapter, loaded.model, watched)
+    assert np.array_equal(changed.logits, adapter.predict(loaded.model, watched).logits)
+    assert not np.array_equal(changed.logits, expected)
+
+
+def test_weights_are_hashed_by_name_shape_and_value():
+    def hashed(**values):
+        module = torch.nn.Module()
+        for name, value in values.items():
+            module.register_buffer(name, torch.tensor(value))
+        return hash_weights(module)
+
+    one = hashed(a=[1.0, 2.0])
+    assert one == hashed(a=[1.0, 2.0])
+    others = [hashed(b=[1.0, 2.0]), hashed(a=[[1.0, 2.0]]), hashed(a=[1.0, 2.5]), hashed(a=[1, 2]), hashed(a=[], c=3.0)]
+    assert len({one, *others}) == 6
