@@ -1,18 +1,15 @@
 """Versions and hardware for a record, the cache folder, and memory that glibc holds back."""
 
 import ctypes
-import hashlib
 import math
 import os
 import platform
 import re
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kdalign.errors import UsageError
-from kdalign.version import __version__
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
 
@@ -73,16 +70,6 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "libraries": library_versions(),
     }
-
-
-@cache
-def code_fingerprint() -> str:
-    """Hash the source of this package: results of other code are not mistaken for its own."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256(__version__.encode())
-    for file in sorted(package.rglob("*.py")):
-        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def machine(device: Any) -> dict[str, Any]:

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdalign.environment import cache_folder, code_fingerprint
+from kdalign.environment import cache_folder
 from kdalign.errors import KdalignError
 from kdalign.files import atomic_file, read_text, sha256, write_text
+from kdalign.version import __version__
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -124,3 +126,13 @@ def _make_room(folder: Path, most: int) -> None:
         each.unlink(missing_ok=True)
         each.with_suffix(".sha256").unlink(missing_ok=True)
         total -= size
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash the source of this package: results of other code are not mistaken for its own."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256(__version__.encode())
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
