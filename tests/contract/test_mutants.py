@@ -281,9 +281,9 @@ MUTANTS = {
     ),
     "no shift in a causal model's targets": (
         "data/tokenization.py",
-        "targets = [IGNORED] * (len(start) - 1) + content + end",
-        "targets = ([IGNORED] * len(start) + content)[: len(start) + len(content)]",
-        "contract/test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
+        "targets[:-1] = ids[1:]",
+        "targets[:-1] = ids[:-1]",
+        "data/test_tokenization.py::test_packed_documents_are_those_that_a_loop_over_tokens_packs",
     ),
     "packed documents attend to each other": (
         "data/masks.py",

@@ -13,7 +13,7 @@ from kdalign.training.finetuning import FinetuneJob
 
 
 @pytest.mark.parametrize(
-    ("ranks", "device", "bf16", "key"), [(2, "cuda", True, "51852584d2a6a2c8"), (1, "cpu", False, "7cf41f2075ed44f6")]
+    ("ranks", "device", "bf16", "key"), [(2, "cuda", True, "ad987bde02d0ff22"), (1, "cpu", False, "a2867f623c5f793c")]
 )
 def test_teachers_that_are_in_caches_are_found_again(ranks, device, bf16, key):
     config = SimpleNamespace(to_dict=lambda: {"model_type": "bert", "hidden_size": 16})

@@ -16,7 +16,6 @@ from kdalign.objective.losses.features import (
     relative_squared_error,
     scaled_euclid,
 )
-from kdalign.objective.losses.fused import CLOSED, BlockLosses, fused_losses
 from kdalign.objective.losses.logits import (
     DIVERGENCES,
     correlation_distance,
@@ -43,10 +42,8 @@ from kdalign.objective.losses.relational import (
 )
 
 __all__ = [
-    "CLOSED",
     "DIVERGENCES",
     "LEAST_GROUP",
-    "BlockLosses",
     "PairDistances",
     "attended_euclid",
     "attention_distance",
@@ -58,7 +55,6 @@ __all__ = [
     "divergence_of_shared",
     "divergence_of_top",
     "embedding_distance",
-    "fused_losses",
     "hard_label_cross_entropy",
     "info_nce",
     "linear_cka_distance",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kdalign.objective import losses
-from kdalign.objective.losses import fused_losses
+from kdalign.objective.losses.fused import CLOSED, fused_losses
 
 
 def drawn(dtype=torch.float64, rows=5, vocabulary=11, scale=3.0):
@@ -16,7 +16,7 @@ def drawn(dtype=torch.float64, rows=5, vocabulary=11, scale=3.0):
     return student, teacher, torch.randint(0, vocabulary, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize("kind", losses.CLOSED)
+@pytest.mark.parametrize("kind", CLOSED)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (0.0, 1.0), (1.0, 0.0)])
 def test_they_are_the_plain_losses_and_autograds_gradient(kind, temperature, weights):
@@ -31,7 +31,7 @@ def test_they_are_the_plain_losses_and_autograds_gradient(kind, temperature, wei
     torch.testing.assert_close(found.slope, leaf.grad, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", losses.CLOSED)
+@pytest.mark.parametrize("kind", CLOSED)
 def test_by_hand_two_entries_even_against_three_to_one(kind):
     """p = (1/2, 1/2), q = (3/4, 1/4): KL(q || p) = log 2 - H(q), KL(p || q) = log(2 / sqrt(3))."""
     student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]])
@@ -44,7 +44,7 @@ def test_by_hand_two_entries_even_against_three_to_one(kind):
     assert found.slope[0].tolist() == pytest.approx(slope[kind])
 
 
-@pytest.mark.parametrize("kind", losses.CLOSED)
+@pytest.mark.parametrize("kind", CLOSED)
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_at_the_teacher_both_divergence_and_gradient_vanish(kind, temperature):
     student, _, labels = drawn()
@@ -53,7 +53,7 @@ def test_at_the_teacher_both_divergence_and_gradient_vanish(kind, temperature):
     assert float(found.slope.abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("kind", losses.CLOSED)
+@pytest.mark.parametrize("kind", CLOSED)
 def test_probabilities_that_underflow_stay_finite(kind):
     """A loss that is computed with probabilities in place of their logarithms gives NaN here (Liger-Kernel#1453)."""
     student = torch.tensor([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]])
@@ -65,7 +65,7 @@ def test_probabilities_that_underflow_stay_finite(kind):
 def test_without_a_slope_the_losses_are_the_same_and_the_students_logits_are_left_alone():
     student, teacher, labels = drawn(torch.float32)
     kept = student.clone()
-    for kind in losses.CLOSED:
+    for kind in CLOSED:
         given = (0.5, 2.0), kind, 2.0
         found, alone = (fused_losses(student, teacher.clone(), labels, *given, slope=slope) for slope in (True, False))
         assert alone.slope is None
