@@ -114,7 +114,7 @@ def _map(file: Path) -> Arrays:
 
 
 def _make_room(folder: Path, most: int) -> None:
-    """Remove the results that were not read for longest, until the others take at most so many bytes."""
+    """Remove the least recently read results until the rest take at most ``most`` bytes, and old drafts."""
     for draft in folder.glob(".*.tmp"):  # of processes that were killed
         if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
             draft.unlink(missing_ok=True)

@@ -62,6 +62,8 @@ def _why(row: Row, column: Column, columns: Sequence[Column]) -> str:
         return "it was not tested"
     if column.task and column.task not in tasks_of(row, columns):
         return f"not evaluated on {column.task}"
+    if row.kind == "student" and column.key == "speed-up" and "retained" in row.cells:
+        return "latency was not measured"
     if row.kind == "student" and column.key in ("agreement", "retained", "speed-up"):
         return "there is no teacher whose answers can be compared"
     if column.key == "ece":

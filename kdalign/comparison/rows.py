@@ -77,7 +77,8 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
         cells = _finite({**scores, **cost, "retained": Cell(100.0)})
         found = [_one_of_several(entry, number, means) for number in range(several)]
         for known, row in (*found, (key, Row(name, "teacher", (), cells))):
-            rows.setdefault(known, row)
+            first = rows.setdefault(known, row)
+            rows[known] = replace(first, cells={**row.cells, **first.cells})  # costs that the first run left out
             first_run.setdefault(known, f"{entry.name}, seed {entry.seed}")
             tasks.setdefault(known, sorted(entry.records))
     names = [(row.name, tasks[key]) for key, row in rows.items()]

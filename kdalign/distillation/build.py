@@ -227,7 +227,12 @@ class Evaluator:
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
         with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16 and not exact):
-            predictions = predict_untrained(adapter, model, watched) if exact else adapter.predict(model, watched)
+            if exact:
+                predictions, known = predict_untrained(adapter, model, watched)
+            else:
+                predictions, known = adapter.predict(model, watched), False
+        if known:
+            self.observer.announce("from kdalign's cache: the new student's answers on the monitored texts")
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))

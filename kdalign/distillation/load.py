@@ -87,6 +87,8 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         opened = replace(opened, texts=texts)
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
+    if any(needs_finetuning(adapter, teacher) for teacher in run.teachers):
+        watch.begin("fine-tuning the teacher")
     teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
     watch.begin("scoring the teacher")
     score = partial(score_teachers, opened, teachers, accelerator.device)

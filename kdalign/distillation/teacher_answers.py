@@ -7,6 +7,7 @@ ablation, and a second run, ask each model once.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,11 +130,14 @@ class _Asked:
         return found
 
 
-def predict_untrained(adapter: TaskAdapter, student: PreTrainedModel, encoded: TokenizedSplit) -> AnyPredictions:
-    """Predict a split by a student before its first step; arms and seeds that start alike read it from the cache."""
+def predict_untrained(
+    adapter: TaskAdapter, student: PreTrainedModel, encoded: TokenizedSplit
+) -> tuple[AnyPredictions, bool]:
+    """Predict a split by a student before its first step, and tell whether a run that started alike had done so."""
     by = [describe_predictor(adapter, student, hash_weights(student))]
-    found, _ = keep_predictions(by, [encoded], student.device, "alone", lambda: [adapter.predict(student, encoded)])
-    return found[0]
+    compute = partial(adapter.predict, student, encoded)
+    found, known = keep_predictions(by, [encoded], student.device, "alone", lambda: [compute()])
+    return found[0], known
 
 
 def keep_predictions(

@@ -143,7 +143,7 @@ class RunRecord:
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
-        phases: seconds of the run by phase, such as ``training``; empty in records of versions that wrote none.
+        phases: seconds by phase, such as ``training``, since the run was last resumed; empty in older records.
         teachers: each of several teachers, of which ``teacher`` is the mixture; empty for one teacher or none.
         seal: SHA-256 of everything else in the record; empty in records of versions that wrote none.
     """

@@ -353,3 +353,27 @@ def test_the_tokens_of_a_latency_are_those_that_the_models_read(tmp_path):
     short = {"student": replace(record.student, tokens=64), "teacher": replace(record.teacher, tokens=64)}
     RunFolder(path).write_record(replace(record, **short))
     assert any("latency: one forward pass over 64 tokens" in note for note in compare([path]).notes)
+
+
+def unmeasured(path, **weights):
+    """A run without a profile."""
+    made = run(path, "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, **weights)
+    record = read_record(made)
+    bare = {who: replace(getattr(record, who), latency_ms=None, flops=None) for who in ("student", "teacher")}
+    RunFolder(made).write_record(replace(record, **bare))
+    return made
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_teachers_costs_are_those_of_a_run_that_measured_them_whichever_comes_first(tmp_path, turned):
+    measured = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, beta=1.0)
+    both = [measured, unmeasured(tmp_path / "b", beta=2.0)]
+    table = compare(both[::-1] if turned else both)
+    [teacher] = [row for row in table.rows if row.kind == "teacher"]
+    assert teacher.cells["latency"].value == read_record(measured).teacher.latency_ms
+
+
+def test_a_speed_up_that_is_missing_is_said_to_lack_its_latency_and_not_a_teacher(tmp_path):
+    measured = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, beta=1.0)
+    notes = compare([measured, unmeasured(tmp_path / "b", beta=2.0)]).notes
+    assert [note for note in notes if "speed-up of b" in note] == ["– in speed-up of b: latency was not measured"]

@@ -96,15 +96,16 @@ def test_students_that_start_alike_are_asked_once(teacher, other, data):
     opened, [loaded], _ = score([teacher], data)
     adapter, watched = opened.run.adapter, opened.texts.watched
     expected = adapter.predict(loaded.model, watched).logits
-    first = predict_untrained(adapter, loaded.model, watched)
+    first, read = predict_untrained(adapter, loaded.model, watched)
     kept = set((cache_folder() / "predictions").glob("*.safetensors"))
-    again = predict_untrained(adapter, copy.deepcopy(loaded.model), watched)
+    again, known = predict_untrained(adapter, copy.deepcopy(loaded.model), watched)
+    assert (read, known) == (False, True)
     assert np.array_equal(first.logits, expected)
     assert np.array_equal(again.logits, expected)
     assert set((cache_folder() / "predictions").glob("*.safetensors")) == kept
     with torch.no_grad():
         next(loaded.model.parameters()).add_(0.01)
-    changed = predict_untrained(adapter, loaded.model, watched)
+    changed, _ = predict_untrained(adapter, loaded.model, watched)
     assert np.array_equal(changed.logits, adapter.predict(loaded.model, watched).logits)
     assert not np.array_equal(changed.logits, expected)
 
