@@ -57,9 +57,8 @@ def flops_a_token(trainer: Trainer, models: loading.LoadedModels, length: int) -
     return sum(counted)
 
 
-def measure(given: argparse.Namespace) -> dict[str, float]:
-    """Train some steps of the recipe and return what they cost."""
-    folder = tempfile.mkdtemp()
+def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Train some steps of the recipe, with a run in this folder, and return what they cost."""
     total = given.warm_up + given.steps
     recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
     accelerator = make_accelerator(recipe.train.device)
@@ -106,7 +105,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = measure(given)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(given, folder)
     if given.json:
         print(json.dumps(found))
         return

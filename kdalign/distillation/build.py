@@ -226,13 +226,13 @@ class Evaluator:
         self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched = loaded.opened.texts.watched
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16 and not exact):
-            if exact:
-                predictions, known = predict_untrained(adapter, model, watched)
-            else:
-                predictions, known = adapter.predict(model, watched), False
-        if known:
-            self.observer.announce("from kdalign's cache: the new student's answers on the monitored texts")
+        if exact:
+            predictions, known = predict_untrained(adapter, model, watched)
+            if known:
+                self.observer.announce("from kdalign's cache: the new student's answers on the monitored texts")
+        else:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
+                predictions = adapter.predict(model, watched)
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))

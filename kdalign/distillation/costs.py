@@ -58,7 +58,7 @@ def measure_costs(models: Sequence[PreTrainedModel], *, wanted: bool = True) -> 
     ]
     content = {"machine": machine(models[0].device), "node": platform.node(), "models": shapes, "tokens": tokens}
     kept = find_result("costs", content)
-    measured, busy = kept.read(), False
+    measured = kept.read()
     if measured is not None:
         return ForwardCosts(tokens, measured["latencies"].tolist(), measured["flops"].tolist(), known=True)
     flops = [flops_of(model, tokens) for model in models]
@@ -81,6 +81,6 @@ def _others() -> Iterator[list[float]]:
 
 
 def _busy_seconds() -> float:
-    """Seconds of all cores that were not idle since the machine was started."""
+    """Seconds for which the cores ran processes since the machine was started."""
     times = psutil.cpu_times()
-    return float(times.user + times.system)
+    return float(times.user + times.system + getattr(times, "nice", 0.0))  # Windows has no nice ones
