@@ -283,6 +283,11 @@ class TrainSettings(Section):
     """Share of the steps over which the learning rate rises."""
     clip: float = Field(1.0, gt=0, le=LARGEST)
     """Largest norm of the gradient."""
+    gradient_checkpointing: bool = False
+    """Activation checkpointing: the student's layers keep only their inputs and are computed again in the backward
+    pass, which takes less memory and about a third more time of the student's steps. Gradients stay the same."""
+    optimizer_state: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """Format of AdamW's two moments: 8, 4 or about 2 bytes for each trained parameter."""
     lora: int | None = Field(None, ge=1, le=10**6)
     """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()
