@@ -354,3 +354,8 @@ def check_links(folder: Path) -> None:
                 )
             if not (path.is_dir() or path.is_file()):
                 raise UsageError(f"{str(path)!r} is a pipe, socket or device; give another --out")
+
+
+def size_text(size: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
-from kdalign.distillation.checks import Finding, settle, size_text
+from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_cache import cache_meta, cache_source, find_folder, rows_of_run, shareable_outputs
 from kdalign.distillation.tokenize import OpenedRun
+from kdalign.files import size_text
 from kdalign.models.architecture import CROSS, describe
 from kdalign.teachers.kept import KeptOutputs
 

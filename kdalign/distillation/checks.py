@@ -39,16 +39,16 @@ class Finding:
     allowed: bool = False
 
 
+NOTEWORTHY = (
+    *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
+    *("vocabulary", "unshared tokens", "beginnings", "templates"),
+)
+"""Findings that are announced before a run begins, in addition to those that were let through."""
 UNSHARED = (
     "`soft` compares the tokens of both vocabularies one by one and all others as one; it leaves out the distance "
     "between the others, which a teacher that computes in every step adds, so that it is smaller than in such a run"
 )
 """Difference of a kept teacher of another tokenizer from a computed one."""
-
-
-def size_text(size: float) -> str:
-    """Write a number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def join_by_name(said: Iterable[tuple[str, str]]) -> dict[str, str]:

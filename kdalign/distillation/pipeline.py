@@ -11,6 +11,7 @@ from kdalign.distillation.build import build_task
 from kdalign.distillation.cache_size import check_cache_room
 from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import load
+from kdalign.distillation.memory import predict_memory
 from kdalign.distillation.multitask import check_together, distill_together, plan_mixture
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import PreparedRun, prepare, resume_command
@@ -93,6 +94,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         for name in run.task.metrics:
             check_trusted(name, "metric")
         check_cache(run)
+    runs = [replace(run, memory=predict_memory(run)) for run in runs]
     runs = [replace(run, findings=preflight(run)) for run in runs]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")

@@ -14,10 +14,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks
-from kdalign.distillation.checks import Finding, settle, size_text
+from kdalign.distillation.checks import Finding, settle
+from kdalign.distillation.memory import training_device
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
+from kdalign.files import size_text
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.heads import HeadKind
@@ -25,20 +27,19 @@ from kdalign.models.layouts import AttentionLayout
 from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
+from kdalign.training.memory import MemoryPrediction, Part
 
-_TRAINED_BYTES = 16
-"""Bytes of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
+SMALLER = (
+    "take a smaller train.micro_batch, a shorter data.max_length, train.gradient_checkpointing=true, "
+    "train.optimizer_state=bf16 or 8bit, a smaller model, or another machine"
+)
+"""What can be done about too little memory."""
 _MOMENTS_BYTES = 8
 """Bytes of a trained parameter in the optimizer's file of a checkpoint."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
-NOTEWORTHY = (
-    *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
-    *("vocabulary", "unshared tokens", "beginnings", "templates"),
-)
-"""Findings that are announced before a run begins, in addition to those that were let through."""
 
 
 def preflight(run: PreparedRun) -> tuple[Finding, ...]:
@@ -80,7 +81,9 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     if idle:
         yield Finding("no effect", "; ".join(idle))
     yield from _leaks(run)
-    yield from _room(run, theirs, student)
+    if run.memory is not None:
+        yield _memory(run.memory, training_device(run.recipe))
+    yield from _room(run, student)
 
 
 def _tokenizers(run: PreparedRun) -> str:
@@ -256,32 +259,31 @@ def _leaks(run: PreparedRun) -> Iterator[Finding]:
             yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
 
 
-def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: PretrainedConfig) -> Iterator[Finding]:
-    """Compare memory for weights, gradients and moments, and disk for student and checkpoints, with what is free."""
+def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:
+    """Compare the predicted peak of memory with what is free, and with what this process has already."""
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    said = f"{memory}; {size_text(free)} free"
+    if memory.total - memory.parts.get(Part.BASE, 0) <= free:
+        return Finding("memory", said)
+    return Finding("memory", f"memory does not suffice: {said}", SMALLER)
+
+
+def _room(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
+    """Compare disk for the student and its checkpoints with what is free."""
     ours = describe(student).parameters
-    theirs = describe(teacher).parameters if teacher is not None else 0
-    trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
-    teachers = max(1, len(run.recipe.multi_task.tasks))  # one for each task that is learned together
-    memory = trained * ours + 4 * teachers * theirs
     moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
     # The student, the best one so far, and the checkpoints that are kept while the next one is written.
     disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
-    cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
-    free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     place = run.folder.path.absolute()
     while not place.exists():
         place = place.parent
     free_disk = shutil.disk_usage(place).free
-    for what, needed, free, mend in (
-        ("memory", memory, free_memory, "take a smaller student or teacher, or another machine"),
-        ("disk", disk, free_disk, "choose another --out, or make room"),
-    ):
-        kind = "weights and optimizer, without activations" if what == "memory" else "student and checkpoints"
-        said = f"{size_text(needed)} for {kind}; {size_text(free)} free"
-        if needed <= free:
-            yield Finding(what, said)
-        else:
-            yield Finding(what, f"{what} does not suffice: {said}", mend)
+    said = f"{size_text(disk)} for student and checkpoints; {size_text(free_disk)} free"
+    if disk <= free_disk:
+        yield Finding("disk", said)
+    else:
+        yield Finding("disk", f"disk does not suffice: {said}", "choose another --out, or make room")
     limit, largest = _limit_of_files(), max(4, moments) * ours
     if limit is not None and largest > limit:
         said = f"a file may have {limit:,} bytes here (ulimit -f), and a checkpoint's largest has about {largest:,}"

@@ -48,6 +48,7 @@ from kdalign.objective.checks import check_terms
 from kdalign.recipe import AlignSettings, Recipe
 from kdalign.registry import check_trusted, code_named
 from kdalign.runs.folder import RunFolder
+from kdalign.training.memory import MemoryPrediction
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PreparedRun:
         folder: the run's.
         augmenting: masked language model that writes new texts like those of train; None without one.
         findings: results of the checks by ``preflight``.
+        memory: the predicted peak of memory; None before it is predicted.
         teachers: checkpoints of all teachers, the student's own first; none for a student that is trained alone.
         readers: tokenizers of several teachers, if they differ from one another; None for one that reads the student's
             tokens.
@@ -78,6 +80,7 @@ class PreparedRun:
     folder: RunFolder
     augmenting: Checkpoint | None
     findings: tuple[Finding, ...] = ()
+    memory: MemoryPrediction | None = None
     teachers: tuple[Checkpoint, ...] = ()
     readers: tuple[PreTrainedTokenizerBase | None, ...] = ()
 

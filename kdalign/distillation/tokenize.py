@@ -18,7 +18,7 @@ from kdalign.data.tokenized_split import TokenizedSplit, concatenate_splits
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import augment_texts
-from kdalign.distillation.preflight import NOTEWORTHY
+from kdalign.distillation.checks import NOTEWORTHY
 from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_cache import keep_tokens
@@ -122,10 +122,10 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
         UsageError: a text that cannot be tokenized.
     """
     theirs, config = run.tokenizers.teacher, run.student_config(tokenizer)
-    train = labelled = _tokenize_for_training(run, run.splits.train, tokenizer, config)
+    train = labelled = tokenize_for_training(run, run.splits.train, tokenizer, config)
     unlabelled = None
     if run.splits.unlabelled is not None:
-        unlabelled = _tokenize_for_training(run, run.splits.unlabelled.examples, tokenizer, config)
+        unlabelled = tokenize_for_training(run, run.splits.unlabelled.examples, tokenizer, config)
         train = labelled.with_unlabelled(unlabelled, run.splits.unlabelled.an_epoch)
     to_learn = train, labelled, unlabelled
     own = _encode_scored(run, tokenizer, config)
@@ -187,11 +187,11 @@ def with_augmentation(
     )
     if not kept:
         return texts
-    copies = _tokenize_for_training(run, new.take(kept), tokenizer, run.student_config(tokenizer))
+    copies = tokenize_for_training(run, new.take(kept), tokenizer, run.student_config(tokenizer))
     return replace(texts, train=texts.train.joined(copies), copies=copies)
 
 
-def _tokenize_for_training(
+def tokenize_for_training(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
     """Tokenize rows to train on; those of each of several teachers by themselves, so that no row is of two."""

@@ -23,14 +23,15 @@ class ComputedTeacher:
         self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
         self.model = enable_capture(model).to(device=device, dtype=weights).eval().requires_grad_(False)
-        self._order = None if order is None else torch.tensor(order, device=device)
+        self._order = order
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
         """Run one forward without gradients: activations at the student's positions, logits in the task's order."""
-        device, inputs, matching = self.model.device.type, batch.teacher_inputs, batch.matching
+        device, inputs, matching = self.model.device, batch.teacher_inputs, batch.matching
+        order = None if self._order is None else torch.tensor(self._order, device=device)
         with torch.no_grad():
-            with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
-                signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._rounds):
+                signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, order)
             if signals.head is not None:
                 features = signals.features
                 features = features if matching is None else matching.align_predictions(features)

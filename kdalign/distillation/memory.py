@@ -1,0 +1,215 @@
+"""Predict a run's peak memory from configurations, before any weight is loaded."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import replace
+
+import psutil
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import collate
+from kdalign.data.corruption import with_corruption
+from kdalign.data.tasks import Examples
+from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
+from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.devices import use_bf16
+from kdalign.distillation.build import masked_lm_term
+from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.several_teachers import mixing_of
+from kdalign.distillation.tokenize import tokenize_for_training
+from kdalign.environment import trim_heap, world_size
+from kdalign.models import lora, student
+from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
+from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
+from kdalign.objective.build import build_objective
+from kdalign.objective.objective import Objective
+from kdalign.recipe import Recipe
+from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
+from kdalign.teachers.computed import ComputedTeacher
+from kdalign.teachers.several import SeveralTeachers
+from kdalign.training.learner import Learner
+from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_step
+
+HEAP_SHARE = 0.15
+"""Share of its tensors' memory that glibc's heap takes in addition: gaps between tensors of other sizes.
+
+Measured on the recipes of docs/performance.md, where it was 0.1 to 0.2."""
+LATER_BYTES = 50e6
+"""Bytes of libraries that are loaded after the checks, and of what they keep."""
+MOMENT_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.0 + 8 / 256}
+"""Bytes of a trained parameter's two moments; in 8 bits with a float32 scale for each 256."""
+_LOOKED_AT = 64
+"""Texts with most characters, among which the longest in tokens is looked for."""
+
+
+def predict_memory(run: PreparedRun) -> MemoryPrediction:
+    """Predict the most memory that a run will have at a time, on a GPU what its tensors take there.
+
+    The phases of a run (loading, training, the optimizer's step) are compared, and the parts of the largest returned.
+    Training is a step on the longest texts, counted on tensors of shapes alone; where that fails, by a formula.
+    """
+    recipe, device = run.recipe, training_device(run.recipe)
+    bf16 = use_bf16(recipe.train.precision, device)
+    dtype, missing = torch.bfloat16 if bf16 else torch.float32, ""
+    teachers = [_teacher(run, each.config, dtype) for each in run.teachers]
+    ours = _student(run)
+    try:
+        step = _trace(run, ours, teachers, bf16, device)
+    except Exception as error:  # whatever an operation of torch, a model or a term of the user's own raises here
+        step, missing = _rough_step(run, ours, bf16), f"by a formula, as {type(error).__name__} came up"
+    if recipe.on_policy.share:
+        missing = f"{missing}, " * bool(missing) + "without the student's own texts"
+    weights = {Part.STUDENT: 4 * count_parameters(ours)}
+    copies = max(1, len(recipe.multi_task.tasks))  # teachers, one for each task that is learned together
+    sizes = [copies * describe(each.config).parameters for each in run.teachers]
+    exact = 4 * sum(sizes)
+    rounded = sum(each.model.dtype.itemsize * size for each, size in zip(teachers, sizes, strict=True))
+    moments = {Part.MOMENTS: round(MOMENT_BYTES[recipe.train.optimizer_state] * step.trained / 4)}
+    held = weights | {Part.TEACHER: 0 if recipe.cache.folder is not None else rounded} | moments
+    # While a teacher is rounded, its file may still be mapped into memory.
+    mapped = rounded if bf16 and device.type == "cpu" else 0
+    phases = {
+        "loading": weights | {Part.TEACHER: exact + mapped},
+        "training": held | step.parts,
+        "the optimizer's step": held | {Part.GRADIENTS: step.trained},
+    }
+    if run.finetunes:
+        phases["fine-tuning the teacher"] = {Part.TEACHER: 4 * exact}
+    if device.type == "cpu":
+        base = round(_resident() + LATER_BYTES)
+        for phase, parts in phases.items():
+            gaps = 0 if phase == "loading" else round(HEAP_SHARE * sum(parts.values()))
+            phases[phase] = {Part.BASE: base, **parts, Part.HEAP: gaps}
+    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, missing)
+
+
+def training_device(recipe: Recipe) -> torch.device:
+    """Return the kind of device that a recipe trains on."""
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if recipe.train.device == "cpu" or here is None:
+        return torch.device("cpu")
+    return torch.device(here.type)
+
+
+def _resident() -> int:
+    """Return the memory that this process has, without what its C library could give back."""
+    trim_heap()
+    return int(psutil.Process().memory_info().rss)
+
+
+def _student(run: PreparedRun) -> PreTrainedModel:
+    """The student on the meta device, with dropout, frozen parts and adapters as in training."""
+    train = run.recipe.train
+    model = meta_model(run.student.config(run.tokenizers), head=run.adapter.head)
+    model = student.with_dropout(student.freeze(model, train.freeze), train.dropout)
+    return model if train.lora is None else lora.add_adapters(model, train.lora, train.seed)
+
+
+def _teacher(run: PreparedRun, config: PretrainedConfig, dtype: torch.dtype) -> ComputedTeacher:
+    """A teacher on the meta device; with two layers of each stack if no layer is compared, as none keeps anything."""
+    if not any(weights.built.aligning for _, weights in run.recipe.objective.stages):
+        config = with_layers(config, {each.name: range(min(2, each.layers)) for each in describe(config).stacks})
+    model = meta_model(config, head=run.adapter.head)
+    return ComputedTeacher(model, run.adapter.output_order(model), dtype, torch.device("meta"))
+
+
+def _trace(
+    run: PreparedRun, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], bf16: bool, device: torch.device
+) -> StepMemory:
+    """Take a step of each stage's objective on the longest texts, and return the one that needs most."""
+    recipe, tokenizer = run.recipe, run.tokenizers.student
+    if tokenizer is None:
+        raise LookupError("the tokenizer is still to be trained")
+    encoded = _longest_texts(run, tokenizer)
+    encoded = with_corruption(encoded, recipe.data.augment, tokenizer, bool(recipe.objective.built.masked_lm))
+    rows, accumulates = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
+    batch = collate(encoded, [int(encoded.lengths.argmax())] * rows)
+    mode, dtype, found = shapes_only(), torch.bfloat16 if bf16 else None, list[StepMemory]()
+    for model in (ours, *(teacher.model for teacher in teachers)):
+        without_storage(model, mode, device)
+    teacher = SeveralTeachers(tuple(teachers), mixing_of(recipe)) if len(teachers) > 1 else next(iter(teachers), None)
+    plan = run.plan
+    if plan is not None:
+        plan = plan.with_statistics({f"variance/{layer}": 1.0 for layer in plan.teaching})
+    for _, weights in recipe.objective.stages:
+        with mode:
+            objective = build_objective(run.task, weights, plan, dtype, _shared(run, tokenizer))
+            masked_lm = masked_lm_term(ours, recipe.train.seed, dtype) if weights.built.masked_lm else None
+            objective = objective.with_masked_lm(weights.built.masked_lm, masked_lm)
+            objective = _of_labels(objective) if teacher is None else objective
+            shapes = plan.projections if plan is not None and objective.uses_hidden else ()
+            mixes = plan.mixes if plan is not None and objective.compared_maps else ()
+            projections, order = Projections(shapes, recipe.train.seed, mixes), run.adapter.output_order(ours)
+            learner = Learner(ours, projections, plan, [objective], order, bf16).train()
+            teach, computes = teacher if objective.needs_teacher else None, recipe.cache.folder is None
+        trace = MemoryTrace(mode)
+        for each in teachers:
+            trace.skip(each.model)
+        found.append(trace_step(trace, learner, teach, objective, batch, accumulates=accumulates, computes=computes))
+        learner.zero_grad(set_to_none=True)
+    return max(found, key=lambda step: sum(step.parts.values()))
+
+
+def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
+    """Tokenize the training texts with most characters, with labels and without, as training does."""
+    splits = [run.splits.train, *([run.splits.unlabelled.examples] if run.splits.unlabelled is not None else [])]
+
+    def longest(examples: Examples) -> tuple[int, Examples]:
+        sizes = [sum(map(len, row)) for row in zip(*examples.texts, strict=True)]
+        rows = heapq.nlargest(_LOOKED_AT, range(len(sizes)), key=sizes.__getitem__)
+        return sizes[rows[0]], examples.take(sorted(rows))
+
+    _, examples = max((longest(split) for split in splits), key=lambda pair: pair[0])
+    return tokenize_for_training(run, examples, tokenizer, run.student_config(tokenizer))
+
+
+def micro_batch_rows(recipe: Recipe, length: int, n: int) -> tuple[int, bool]:
+    """Return the most rows of a micro-batch, and whether a step has several.
+
+    Args:
+        recipe: batch size, or tokens of a batch, and rows of a micro-batch.
+        length: tokens of the longest row.
+        n: rows of an epoch.
+    """
+    train = recipe.train
+    batch = train.batch_size if train.batch_tokens is None else max(1, round(train.batch_tokens / length))
+    share = -(-min(batch, max(1, n)) // world_size())
+    rows = min(share, train.micro_batch or share)
+    return rows, rows < share
+
+
+def _shared(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> SharedVocabulary | None:
+    theirs = run.tokenizers.teacher
+    return shared_vocabulary(tokenizer, theirs) if run.tokenizers.differ and theirs is not None else None
+
+
+def _of_labels(objective: Objective) -> Objective:
+    """The part of an objective that needs no teacher; a language model's tokens anyway, whoever teaches them."""
+    alone = {
+        name: term
+        for name, term in objective.terms.items()
+        if KEYS_OF_TERMS.get(name.partition(" ")[0]) in TEACHERLESS_KEYS
+    }
+    words = objective.vocabulary
+    return replace(objective, terms=alone, vocabulary=words if words is None else replace(words, hard=1.0, soft=0.0))
+
+
+def _rough_step(run: PreparedRun, ours: PreTrainedModel, bf16: bool) -> StepMemory:
+    r"""Estimate a step without running it.
+
+    .. math:: s b h (34 + 5 a s / h)
+
+    bytes for each layer in 16 bits, with s tokens of b rows, width h and a heads (Korthikanti et al. 2022,
+    arXiv:2205.05198, equation 2), twice as many in float32, and four blocks of logits.
+    """
+    recipe, length, size = run.recipe, run.adapter.max_length, 1 if bf16 else 2
+    rows, _ = micro_batch_rows(recipe, length, run.an_epoch)
+    stacks = describe(ours.config).stacks
+    kept = sum(
+        each.layers * length * rows * each.width * (34 + 5 * each.heads * length / each.width) for each in stacks
+    )
+    trained = sum(4 * parameter.numel() for parameter in ours.parameters() if parameter.requires_grad)
+    return StepMemory({Part.ACTIVATIONS: round(size * kept), Part.LOSS: 4 * 2**24 + 2**28 * bf16}, trained)

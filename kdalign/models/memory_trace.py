@@ -1,0 +1,109 @@
+"""Count the memory of a computation before any weight is loaded: run it on tensors of shapes alone.
+
+The fake tensors of torch have a shape, a type and a device, but no storage that takes memory; so every operation gives
+what it would give, at the cost of its bookkeeping. What depends on values takes the larger way: all rows are selected.
+"""
+
+import weakref
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_ATEN = torch.ops.aten
+_TRUTH_VALUES = (torch.bool, torch.uint8)
+
+
+def shapes_only() -> FakeTensorMode:
+    """Return the mode in which tensors are made without storage; real ones among their operands are allowed."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def without_storage(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
+    """Give a model of the meta device, in place, weights that count as those of a device; tied ones stay tied."""
+    made: dict[Tensor, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if parameter not in made:
+                    made[parameter] = nn.Parameter(FakeTensor(mode, parameter.data, device), parameter.requires_grad)
+                module._parameters[name] = made[parameter]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = FakeTensor(mode, buffer.to("meta"), device)
+
+
+class MemoryTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows how much memory lives at a time, by the part that allocated it.
+
+    To be entered inside its mode. Weights, which were there before, do not count.
+
+    Attributes:
+        mode: ``shapes_only``.
+        part: part that allocates now.
+        live: bytes that live now, by part.
+        peak: bytes by part when most lived.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.mode, self.part = mode, ""
+        self.live: Counter[str] = Counter()
+        self.peak: dict[str, int] = {}
+        self._most = 0
+        self._known: dict[int, object] = {}
+
+    def skip(self, model: nn.Module) -> None:
+        """Leave a model's weights and buffers out of the count."""
+        for tensor in (*model.parameters(), *model.buffers()):
+            storage = tensor.untyped_storage()
+            self._known[storage._cdata] = storage
+
+    def forget_peak(self) -> None:
+        """Begin again to look for the peak, from what lives now."""
+        self.peak = dict(self.live)
+        self._most = self.live.total()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count the storages of what it gives."""
+        given = _whatever_the_values(func, args)
+        out = func(*args, **(kwargs or {})) if given is None else given
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, FakeTensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size, part = storage._cdata, storage.nbytes(), self.part
+        if key in self._known:
+            return
+
+        def gone(_: object) -> None:
+            del self._known[key]
+            self.live[part] -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live[part] += size
+        if self.live.total() > self._most:
+            self.forget_peak()
+
+
+def _whatever_the_values(func: Any, args: Any) -> Any:
+    """Give the result of an operation whose shape or value depends on values; None for all others.
+
+    A condition is true, a number 1, and a mask selects everything.
+    """
+    if func is _ATEN._local_scalar_dense.default:
+        dtype = args[0].dtype
+        return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
+    if func is _ATEN.nonzero.default:
+        return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
+    if func is _ATEN.index.Tensor and len(args[1]) == 1 and args[1][0].dtype in _TRUTH_VALUES:
+        values, mask = args[0], args[1][0]
+        return values.reshape(-1, *values.shape[mask.ndim :]).clone()
+    return None
