@@ -17,17 +17,19 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from kdalign.devices import deterministic_on_cpu, make_accelerator
 from kdalign.distillation import load as loading
 from kdalign.distillation.build import build_task
 from kdalign.distillation.costs import ForwardCosts
 from kdalign.distillation.pipeline import prepare_all
+from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_answers import TeacherAnswers
 from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.models.profiling import count_flops
 from kdalign.observer import NullObserver
-from kdalign.recipe import build_recipe
+from kdalign.recipe import Recipe, build_recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer
 
@@ -57,11 +59,10 @@ def flops_a_token(trainer: Trainer, models: loading.LoadedModels, length: int) -
     return sum(counted)
 
 
-def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
-    """Train some steps of the recipe, with a run in this folder, and return what they cost."""
-    total = given.warm_up + given.steps
-    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
-    accelerator = make_accelerator(recipe.train.device)
+def begin_training(
+    recipe: Recipe, accelerator: Accelerator, steps: int
+) -> tuple[PreparedRun, loading.LoadedModels, Trainer]:
+    """Begin a run of some steps, in which no model is scored."""
     [run] = prepare_all(recipe)
     opened = open_run(run, accelerator)
     observer = begin_folder(opened, accelerator, NullObserver(), resume=False)
@@ -70,7 +71,16 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
     loading.measure_costs = lambda models, **_: ForwardCosts(1, [None] * len(models), [None] * len(models))
     models = loading.load(opened, accelerator, observer, Stopwatch("benchmark"))
     task = build_task(models, accelerator, observer, resume=False)
-    trainer = Trainer([task], [0] * total, opened.recipe.train, accelerator, task.folder, observer)
+    return run, models, Trainer([task], [0] * steps, opened.recipe.train, accelerator, task.folder, observer)
+
+
+def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Train some steps of the recipe, with a run in this folder, and return what they cost."""
+    total = given.warm_up + given.steps
+    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
+    accelerator = make_accelerator(recipe.train.device)
+    _, models, trainer = begin_training(recipe, accelerator, total)
+    opened = models.opened
     seconds, processor, tokens = [], [], []
     with deterministic_on_cpu(accelerator.device):
         for _ in range(total):

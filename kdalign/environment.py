@@ -153,6 +153,32 @@ def trim_heap() -> None:
         _trim(0)
 
 
+def reset_peak_memory(device: Any) -> None:
+    """Begin to measure ``peak_memory`` anew: of an earlier run in this process, nothing shall count."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+    except OSError:
+        return  # the peak is then that of the whole process
+
+
+def peak_memory(device: Any) -> int | None:
+    """Return the most memory in bytes of this process, or of its tensors on a GPU; None if the system does not tell."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """Numbers of malloc's parameters in ``malloc.h``."""
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
@@ -21,11 +22,11 @@ from kdalign.distillation.checks import join_by_name
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun, resume_command, teacher_role
 from kdalign.distillation.tokenize import TokenizedRun
-from kdalign.environment import environment
+from kdalign.environment import environment, peak_memory
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.evaluation.samples import complete
-from kdalign.files import atomic_file, write_json, write_text, writing
+from kdalign.files import atomic_file, size_text, write_json, write_text, writing
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
@@ -103,13 +104,17 @@ def export_student(
             environment=environment(accelerator.device),
             samples=_samples(loaded, exported),
         )
-        record = replace(record, seconds=watch.total, phases=watch.phases)
+        memory = _memory_facts(run, accelerator.device)
+        record = replace(record, seconds=watch.total, phases=watch.phases, memory=memory)
         try:
             write_text(folder.student / CARD, model_card(record, folder.path))
         except UsageError as error:  # it can be made later; the training cannot
             observer.announce(f"no model card was written: {error}; `kdalign card {folder.path}` tries again")
         folder.write_record(record)
         observer.announce(f"time: {watch}")
+        if "peak" in memory:
+            said = f" (predicted {size_text(memory['predicted'])})" if "predicted" in memory else ""
+            observer.announce(f"memory: {size_text(memory['peak'])} at most{said}")
     accelerator.wait_for_everyone()
     return read_record(folder.path)
 
@@ -392,6 +397,12 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
         apart = {teacher_role(number): each.facts for number, each in enumerate(texts.overlaps) if each is not None}
         facts["tokenizers_by_teacher"] = apart
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
+
+
+def _memory_facts(run: PreparedRun, device: torch.device) -> dict[str, int]:
+    """The run's measured and predicted peak of memory, in bytes, as far as they are known."""
+    facts = {"peak": peak_memory(device), "predicted": run.memory.total if run.memory is not None else None}
+    return {name: size for name, size in facts.items() if size is not None}
 
 
 def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Accelerator) -> dict[str, object]:

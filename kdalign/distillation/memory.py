@@ -32,10 +32,10 @@ from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
 from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_step
 
-HEAP_SHARE = 0.15
-"""Share of its tensors' memory that glibc's heap takes in addition: gaps between tensors of other sizes.
-
-Measured on the recipes of docs/performance.md, where it was 0.1 to 0.2."""
+HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
+"""What the heap of the C library takes beside tensors: gaps between those of other sizes, as a share of the tensors, and
+what loading leaves behind. Measured with glibc on the recipes of docs/performance.md, where all gaps were 0.12 to 0.5 of
+the tensors, most for the smallest."""
 LATER_BYTES = 50e6
 """Bytes of libraries that are loaded after the checks, and of what they keep."""
 MOMENT_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.0 + 8 / 256}
@@ -80,7 +80,7 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
     if device.type == "cpu":
         base = round(_resident() + LATER_BYTES)
         for phase, parts in phases.items():
-            gaps = 0 if phase == "loading" else round(HEAP_SHARE * sum(parts.values()))
+            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
             phases[phase] = {Part.BASE: base, **parts, Part.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, missing)
@@ -103,7 +103,7 @@ def _resident() -> int:
 def _student(run: PreparedRun) -> PreTrainedModel:
     """The student on the meta device, with dropout, frozen parts and adapters as in training."""
     train = run.recipe.train
-    model = meta_model(run.student.config(run.tokenizers), head=run.adapter.head)
+    model = meta_model(run.student.config(run.tokenizers), head=run.adapter.head).to(dtype=torch.float32)
     model = student.with_dropout(student.freeze(model, train.freeze), train.dropout)
     return model if train.lora is None else lora.add_adapters(model, train.lora, train.seed)
 
@@ -147,7 +147,7 @@ def _trace(
             teach, computes = teacher if objective.needs_teacher else None, recipe.cache.folder is None
         trace = MemoryTrace(mode)
         for each in teachers:
-            trace.skip(each.model)
+            trace.skip(*each.model.parameters(), *each.model.buffers())
         found.append(trace_step(trace, learner, teach, objective, batch, accumulates=accumulates, computes=computes))
         learner.zero_grad(set_to_none=True)
     return max(found, key=lambda step: sum(step.parts.values()))

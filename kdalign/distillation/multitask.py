@@ -27,6 +27,7 @@ from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import LoadedModels, load
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.tokenize import begin_folder, open_run
+from kdalign.environment import reset_peak_memory
 from kdalign.errors import UsageError
 from kdalign.files import atomic_file, write_json
 from kdalign.observer import Observer
@@ -160,6 +161,7 @@ def distill_together(
         return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
     watch = Stopwatch("tokenizing")
+    reset_peak_memory(accelerator.device)
     ready = [open_run(run, accelerator) for run in runs]
     for opened in ready:
         check_cache_room(opened)

@@ -19,6 +19,7 @@ from kdalign.distillation.run_folders import claim, split_by_task
 from kdalign.distillation.served_source import add_scores, ask_all, compare_first, with_returned
 from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
+from kdalign.environment import reset_peak_memory
 from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
 from kdalign.objective.stages import check_steps
 from kdalign.observer import NullObserver, Observer
@@ -154,6 +155,7 @@ def _distill_task(
         observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
         return read_checked(run.folder.path)
     watch = Stopwatch("tokenizing")
+    reset_peak_memory(accelerator.device)
     ready = open_run(run, accelerator)
     check_cache_room(ready)
     if ready.recipe.asks_server:

@@ -31,7 +31,9 @@ def without_storage(model: nn.Module, mode: FakeTensorMode, device: torch.device
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 if parameter not in made:
-                    made[parameter] = nn.Parameter(FakeTensor(mode, parameter.data, device), parameter.requires_grad)
+                    made[parameter] = nn.Parameter(
+                        FakeTensor(mode, parameter.data.to("meta"), device), parameter.requires_grad
+                    )
                 module._parameters[name] = made[parameter]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
@@ -41,7 +43,7 @@ def without_storage(model: nn.Module, mode: FakeTensorMode, device: torch.device
 class MemoryTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows how much memory lives at a time, by the part that allocated it.
 
-    To be entered inside its mode. Weights, which were there before, do not count.
+    To be entered inside its mode. What it is told to ``skip`` does not count.
 
     Attributes:
         mode: ``shapes_only``.
@@ -58,9 +60,9 @@ class MemoryTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._most = 0
         self._known: dict[int, object] = {}
 
-    def skip(self, model: nn.Module) -> None:
-        """Leave a model's weights and buffers out of the count."""
-        for tensor in (*model.parameters(), *model.buffers()):
+    def skip(self, *tensors: Tensor) -> None:
+        """Leave tensors out of the count, such as a model's weights."""
+        for tensor in tensors:
             storage = tensor.untyped_storage()
             self._known[storage._cdata] = storage
 

@@ -144,6 +144,8 @@ class RunRecord:
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
         phases: seconds by phase, such as ``training``, since the run was last resumed; empty in older records.
+        memory: bytes that the run had at most since it was last resumed (``peak``), and that were ``predicted``; what
+            is not known is left out.
         teachers: each of several teachers, of which ``teacher`` is the mixture; empty for one teacher or none.
         seal: SHA-256 of everything else in the record; empty in records of versions that wrote none.
     """
@@ -165,6 +167,7 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     teachers: list[ModelRecord] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
     seal: str = field(default="", compare=False)
 
     @property

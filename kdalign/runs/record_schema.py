@@ -170,6 +170,7 @@ class _Record(_Shape):
     environment: _Environment
     seconds: Amount
     phases: dict[Text, Amount] = {}
+    memory: dict[Text, Count] = {}
     samples: list[dict[Text, Text]] = []
     files: dict[File, Digest] = {}
     seal: Text = ""

@@ -66,7 +66,7 @@ def trace_step(
         computes: true if the teacher computes in the step; false if its outputs are read from a cache.
     """
     units = count_units([batch])
-    trace.skip(learner)
+    trace.skip(*learner.parameters(), *learner.buffers())
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     with trace.mode, trace:
         trace.part = Part.GRADIENTS

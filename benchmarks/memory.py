@@ -1,0 +1,74 @@
+"""Compare the predicted peak of a recipe's memory with the measured one, part by part.
+
+    python benchmarks/memory.py RECIPE.yaml [KEY=VALUE ...] [--steps 3] [--json]
+
+Loads the models and trains some steps, the longest texts first, in this process, which is to be a fresh one; nothing
+is scored. Measured is the largest resident memory of the process, on CUDA that of torch's tensors.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from step import begin_training
+
+from kdalign.devices import deterministic_on_cpu, make_accelerator
+from kdalign.environment import peak_memory
+from kdalign.recipe import build_recipe
+from kdalign.training.loop import Trainer
+
+
+def sort_longest_first(trainer: Trainer) -> None:
+    """Let the first steps have the longest texts of the epoch."""
+    [only] = trainer.trainers
+    only.micro_batches(0)
+    only._batches.sort(key=lambda rows: -int(only.task.encoded.lengths[rows].max()))
+
+
+def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:
+    """Predict and measure a run in this folder."""
+    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={given.steps}"])
+    accelerator = make_accelerator(recipe.train.device)
+    run, _, trainer = begin_training(recipe, accelerator, given.steps)
+    loaded = peak_memory(accelerator.device)
+    sort_longest_first(trainer)
+    with deterministic_on_cpu(accelerator.device):
+        for _ in range(given.steps):
+            trainer._take_step(False)
+    assert run.memory is not None, "a checked run has a prediction"
+    peak = peak_memory(accelerator.device)
+    return {
+        "predicted": run.memory.total,
+        "measured": peak,
+        "ratio": run.memory.total / peak,
+        "loaded": loaded,
+        "phase": run.memory.phase,
+        "missing": run.memory.missing,
+        "parts": {str(part): size for part, size in run.memory.parts.items()},
+    }
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("sets", nargs="*", metavar="KEY=VALUE", help="recipe keys that win over the file")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(given, folder)
+    if given.json:
+        print(json.dumps(found))
+        return
+    for part, size in found["parts"].items():
+        print(f"{part:>24} {size / 2**30:6.2f} GiB")
+    about = f", {found['missing']}" * bool(found["missing"])
+    print(f"predicted {found['predicted'] / 2**30:.2f} GiB in {found['phase']}{about}")
+    print(f"measured {found['measured'] / 2**30:.2f} GiB ({found['loaded'] / 2**30:.2f} before the first step)")
+    print(f"ratio {found['ratio']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
