@@ -7,7 +7,7 @@ where it is captured. A language model stops before its vocabulary: the features
 vocabulary's weights are kept instead, for losses that are computed block by block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from kdalign.data.token_matching import TokenAlignment
 from kdalign.errors import UsageError
 from kdalign.models.architecture import CROSS, Layer, accepted_inputs, attention_modules, blocks, layout_of
-from kdalign.models.attention import ATTENTION, keepers
+from kdalign.models.attention import ATTENTION, AttentionKeeper, keepers
 from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
@@ -156,12 +156,17 @@ class _Keeper:
     """Keeper of one attention module's activations; a module that several layers share is called once for each."""
 
     def __init__(self, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations) -> None:
-        self._layers, self._wanted, self._signals = iter(layers), wanted, signals
-        self._layer = Layer("", 0)
+        self._layers, self._wanted, self._signals = layers, wanted, signals
+        self._calls, self._layer = 0, Layer("", 0)
 
     def begin(self) -> None:
         """Begin the module's next layer."""
-        self._layer = next(self._layers)
+        self._layer = self._layers[self._calls]
+        self._calls += 1
+
+    def again(self) -> "_Keeper":
+        """Return a keeper for computing the layers from here on once more, of which nothing is read."""
+        return _Keeper(self._layers[self._calls :], self._wanted, Activations())
 
     @property
     def wants_map(self) -> bool:
@@ -215,18 +220,30 @@ def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations
     ]
     attention = attention_modules(model)
     watched = {module for layer, module in attention.items() if layer in wanted.attention | wanted.relations}
-    for module in watched:
-        keeper = _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
-        if layout.attention is AttentionLayout.OWN:
-            handles += _OWN[model.config.model_type](module, keeper)
-        else:
-            keepers[module] = keeper
+    keepers_of = {
+        module: _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
+        for module in watched
+    }
     try:
-        yield signals
+        with keep_attention(model, keepers_of):
+            yield signals
     finally:
         for handle in handles:
             handle.remove()
-        for module in watched:
+
+
+@contextmanager
+def keep_attention(model: PreTrainedModel, own: Mapping[nn.Module, AttentionKeeper]) -> Iterator[None]:
+    """Hand each attention module's activations to its keeper in the forwards inside."""
+    hooks = _OWN.get(model.config.model_type) if layout_of(model.config).attention is AttentionLayout.OWN else None
+    handles = [handle for module, keeper in own.items() if hooks is not None for handle in hooks(module, keeper)]
+    keepers.update(own)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in own:
             keepers.pop(module, None)
 
 
@@ -373,7 +390,7 @@ def _hook_input(block: nn.Module, stack: str, signals: Activations, turned: bool
     return block.register_forward_pre_hook(keep, with_kwargs=True)
 
 
-def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+def _deberta(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
     """Capture DeBERTa's attention: the projections' first outputs are of the text, the next of relative positions."""
     heads = int(vars(module)["num_attention_heads"])
 
@@ -392,7 +409,7 @@ def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.Remov
     ]
 
 
-def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+def _xlnet(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
     """Capture XLNet's content stream: queries, keys and values from its bare matrices (width, heads, head width)."""
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -405,7 +422,7 @@ def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.Removab
     return [*_own_map(module, keeper), module.register_forward_pre_hook(keep, with_kwargs=True)]
 
 
-def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+def _own_map(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
     """Capture the map that a family's own attention hands to its dropout, the first input of that dropout."""
 
     def begin(_module: nn.Module, _args: Any) -> None:
@@ -419,7 +436,7 @@ def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.Remov
     return [module.register_forward_pre_hook(begin), dropout.register_forward_pre_hook(keep)]
 
 
-_OWN: dict[str, Callable[[nn.Module, _Keeper], list[torch.utils.hooks.RemovableHandle]]] = {
+_OWN: dict[str, Callable[[nn.Module, AttentionKeeper], list[torch.utils.hooks.RemovableHandle]]] = {
     "deberta-v2": _deberta,
     "xlnet": _xlnet,
 }
