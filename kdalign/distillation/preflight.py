@@ -25,11 +25,10 @@ from kdalign.models.layouts import AttentionLayout
 from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
+from kdalign.training.optimizer import MOMENT_BYTES
 
-_TRAINED_BYTES = 16
-"""Bytes of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
-_MOMENTS_BYTES = 8
-"""Bytes of a trained parameter in the optimizer's file of a checkpoint."""
+_TRAINED_BYTES = 8
+"""Bytes of a parameter that is trained in float32, and of its gradient."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
@@ -260,10 +259,10 @@ def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: Pretraine
     """Compare memory for weights, gradients and moments, and disk for student and checkpoints, with what is free."""
     ours = describe(student).parameters
     theirs = describe(teacher).parameters if teacher is not None else 0
-    trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
+    moments = MOMENT_BYTES[run.recipe.train.optimizer_state] if run.recipe.train.lora is None else 0
+    trained = _TRAINED_BYTES + moments if run.recipe.train.lora is None else 4  # adapters are few
     teachers = max(1, len(run.recipe.multi_task.tasks))  # one for each task that is learned together
     memory = trained * ours + 4 * teachers * theirs
-    moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
     # The student, the best one so far, and the checkpoints that are kept while the next one is written.
     disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
     cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()

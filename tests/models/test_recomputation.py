@@ -15,6 +15,7 @@ from kdalign.objective.units import count_units
 from kdalign.training.diagnostics import StepViewer, freeze_unreached, gradient_norms
 from support.covering import each_once
 from support.family_setting import KINDS, ONE_OF_EACH, Setting
+from support.on_policy_setting import OnPolicySetting
 
 STEP = 3
 
@@ -80,6 +81,18 @@ def test_the_measurements_before_a_step_are_the_same(kind):
     assert found[0] == found[1]
     assert len(found[0][0]) > 4
     assert len(found[0][1]) > 10
+
+
+def test_a_training_with_steps_on_the_students_own_texts_ends_in_the_same_weights(tmp_path):
+    found = []
+    for recomputes in (False, True):
+        setting = OnPolicySetting("gpt2")
+        with_dropout(setting.learner.student, 0.1)
+        setting.learner.recomputes = recomputes
+        progress, _ = setting.train(tmp_path / str(recomputes))
+        assert progress.sampled > 0
+        found.append(list(setting.learner.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_forwards_without_gradients_and_later_ones_are_plain():
