@@ -26,6 +26,7 @@ from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
 from kdalign.models.mixtures import ClassMixture
+from kdalign.models.own_attention import OWN_ATTENTION
 from kdalign.models.token_targets import TokenTargets
 
 
@@ -144,12 +145,31 @@ class Activations:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """Layers whose activations to keep (``relations``: queries, keys and values), and stacks of embeddings to keep."""
+    """Activations of a forward to keep.
+
+    Attributes:
+        hidden: layers whose outputs to keep.
+        attention: layers whose maps to keep.
+        embeddings: stacks whose first inputs to keep.
+        relations: layers whose queries, keys and values to keep.
+        answers: False if nobody reads logits, tokens or last features, so that the forward may end after the deepest of
+            these layers.
+    """
 
     hidden: frozenset[Layer] = frozenset()
     attention: frozenset[Layer] = frozenset()
     embeddings: frozenset[str] = frozenset()
     relations: frozenset[Layer] = frozenset()
+    answers: bool = True
+
+    @property
+    def layers(self) -> frozenset[Layer]:
+        """The layers that must run for it; a stack's first one reads its first inputs."""
+        attending = {
+            Layer("decoder", number) if stack == CROSS else Layer(stack, number)
+            for stack, number in self.attention | self.relations
+        }
+        return self.hidden | attending | {Layer(stack, 0) for stack in self.embeddings}
 
 
 class _Keeper:
@@ -235,7 +255,7 @@ def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations
 @contextmanager
 def keep_attention(model: PreTrainedModel, own: Mapping[nn.Module, AttentionKeeper]) -> Iterator[None]:
     """Hand each attention module's activations to its keeper in the forwards inside."""
-    hooks = _OWN.get(model.config.model_type) if layout_of(model.config).attention is AttentionLayout.OWN else None
+    hooks = OWN_ATTENTION.get(model.config.model_type)
     handles = [handle for module, keeper in own.items() if hooks is not None for handle in hooks(module, keeper)]
     keepers.update(own)
     try:
@@ -260,13 +280,42 @@ def forward(
             language model or a model without a head.
     """
     with capture(model, wanted) as signals:
-        if order is not None:
+        if not wanted.answers:
+            _run_layers(model, inputs, wanted.layers)
+        elif order is not None:
             signals.logits = model(**inputs).logits.index_select(-1, order)
         elif head_of_class(type(model).__name__) is HeadKind.NONE:
             signals.features = model(**inputs).last_hidden_state
         else:
             signals.features, signals.head = _before_vocabulary(model, inputs)
     return signals
+
+
+class _LayersDone(Exception):
+    """The deepest layer that is read has run."""
+
+
+def _run_layers(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: frozenset[Layer]) -> None:
+    """Run a forward up to the deepest of these layers; an encoder-decoder's encoder runs before its decoder."""
+    layers = blocks(model)
+    deepest = max((number for number, layer in enumerate(layers) if layer in wanted), default=None)
+    if deepest is None:
+        return
+    block = list(layers.values())[deepest]
+    before = [each for each in list(layers.values())[:deepest] if each is block]  # of layers that share a module
+
+    def end(*_: Any) -> None:
+        if not before:
+            raise _LayersDone
+        before.pop()
+
+    handle = block.register_forward_hook(end)  # runs after those that capture
+    try:
+        model(**inputs)
+    except _LayersDone:
+        pass
+    finally:
+        handle.remove()
 
 
 def check_read(model: PreTrainedModel) -> PreTrainedModel:
@@ -388,56 +437,3 @@ def _hook_input(block: nn.Module, stack: str, signals: Activations, turned: bool
         signals.embeddings.setdefault(stack, hidden.transpose(0, 1) if turned else hidden)
 
     return block.register_forward_pre_hook(keep, with_kwargs=True)
-
-
-def _deberta(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture DeBERTa's attention: the projections' first outputs are of the text, the next of relative positions."""
-    heads = int(vars(module)["num_attention_heads"])
-
-    def part(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            if keeper.wants_parts:
-                keeper.keep_parts(**{name: output.view(*output.shape[:-1], heads, -1).transpose(1, 2)})
-
-        return keep
-
-    return [
-        *_own_map(module, keeper),
-        module.get_submodule("query_proj").register_forward_hook(part("queries")),
-        module.get_submodule("key_proj").register_forward_hook(part("keys")),
-        module.get_submodule("value_proj").register_forward_hook(part("values")),
-    ]
-
-
-def _xlnet(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture XLNet's content stream: queries, keys and values from its bare matrices (width, heads, head width)."""
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if keeper.wants_parts:
-            content = args[0] if args else kwargs["h"]
-            names = {"queries": "q", "keys": "k", "values": "v"}
-            maps = {ours: module.get_parameter(theirs) for ours, theirs in names.items()}
-            keeper.keep_parts(**{name: torch.einsum("ibh,hnd->bnid", content, each) for name, each in maps.items()})
-
-    return [*_own_map(module, keeper), module.register_forward_pre_hook(keep, with_kwargs=True)]
-
-
-def _own_map(module: nn.Module, keeper: AttentionKeeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture the map that a family's own attention hands to its dropout, the first input of that dropout."""
-
-    def begin(_module: nn.Module, _args: Any) -> None:
-        keeper.begin()
-
-    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if keeper.wants_map:
-            keeper.keep_map(args[0])
-
-    dropout = module.get_submodule("dropout")
-    return [module.register_forward_pre_hook(begin), dropout.register_forward_pre_hook(keep)]
-
-
-_OWN: dict[str, Callable[[nn.Module, AttentionKeeper], list[torch.utils.hooks.RemovableHandle]]] = {
-    "deberta-v2": _deberta,
-    "xlnet": _xlnet,
-}
-"""Ways to capture attention that is a family's own code."""
