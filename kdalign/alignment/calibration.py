@@ -45,7 +45,7 @@ def calibrate(
     counts: dict[Layer, int] = {}
     for batch in batches:
         batch = batch.to(device)
-        signals = teach(batch, CaptureSpec(hidden=layers))
+        signals = teach(batch, CaptureSpec(hidden=layers, answers=False))
         for layer, hidden in signals.hidden.items():
             real = hidden[_positions(plan, batch, layer.stack)].double()
             counts[layer] = counts.get(layer, 0) + len(real)

@@ -193,7 +193,7 @@ def build_learner(
     if plan is not None and shapes and plan.style.start != "random":
         few = sample_batches(opened.texts.train, recipe.train.seed, SIMILARITY_TOKENS)
         start_projections(projections, plan, [each.model for each in loaded.teachers], model, few, device)
-    return Learner(
+    learner = Learner(
         student.with_dropout(model, recipe.train.dropout),
         projections,
         plan,
@@ -202,6 +202,8 @@ def build_learner(
         opened.bf16,
         _balance(recipe, stages),
     )
+    learner.recomputes = recipe.train.gradient_checkpointing
+    return learner
 
 
 def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:

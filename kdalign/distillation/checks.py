@@ -20,6 +20,7 @@ from kdalign.models.student_source import CheckpointStudent, ScratchStudent, Stu
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.losses import LEAST_GROUP
 from kdalign.recipe import AugmentSettings, Recipe
+from kdalign.training.optimizer import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None)
     name = adapter.task.name
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
+    check_optimizer(recipe.train)
     if not isinstance(adapter.task, ClassificationTask):
         _check_settings_of_labels(recipe, adapter)
     trained = (recipe.tokenizer or "").startswith("train:")

@@ -31,6 +31,7 @@ from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
 from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_step
+from kdalign.training.optimizer import MOMENT_BYTES
 
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
 """What the heap of the C library takes beside tensors: gaps between those of other sizes, as a share of the tensors, and
@@ -38,8 +39,6 @@ what loading leaves behind. Measured with glibc on the recipes of docs/performan
 the tensors, most for the smallest."""
 LATER_BYTES = 50e6
 """Bytes of libraries that are loaded after the checks, and of what they keep."""
-MOMENT_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.0 + 8 / 256}
-"""Bytes of a trained parameter's two moments; in 8 bits with a float32 scale for each 256."""
 _LOOKED_AT = 64
 """Texts with most characters, among which the longest in tokens is looked for."""
 
@@ -144,6 +143,7 @@ def _trace(
             mixes = plan.mixes if plan is not None and objective.compared_maps else ()
             projections, order = Projections(shapes, recipe.train.seed, mixes), run.adapter.output_order(ours)
             learner = Learner(ours, projections, plan, [objective], order, bf16).train()
+            learner.recomputes = recipe.train.gradient_checkpointing
             teach, computes = teacher if objective.needs_teacher else None, recipe.cache.folder is None
         trace = MemoryTrace(mode)
         for each in teachers:

@@ -28,14 +28,13 @@ from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
 from kdalign.training.memory import MemoryPrediction, Part
+from kdalign.training.optimizer import MOMENT_BYTES
 
 SMALLER = (
     "take a smaller train.micro_batch, a shorter data.max_length, train.gradient_checkpointing=true, "
     "train.optimizer_state=bf16 or 8bit, a smaller model, or another machine"
 )
 """What can be done about too little memory."""
-_MOMENTS_BYTES = 8
-"""Bytes of a trained parameter in the optimizer's file of a checkpoint."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
@@ -272,7 +271,7 @@ def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:
 def _room(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
     """Compare disk for the student and its checkpoints with what is free."""
     ours = describe(student).parameters
-    moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
+    moments = MOMENT_BYTES[run.recipe.train.optimizer_state] if run.recipe.train.lora is None else 0
     # The student, the best one so far, and the checkpoints that are kept while the next one is written.
     disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
     place = run.folder.path.absolute()

@@ -40,6 +40,7 @@ from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.files import check_writable, is_utf8
 from kdalign.models.architecture import Architecture, describe, join_teachers, layout_of, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.recomputation import check_recomputation
 from kdalign.models.student import freeze
 from kdalign.models.student_source import StudentOptions, StudentSource, find_student
 from kdalign.models.tokenizer import TokenizerPair
@@ -197,6 +198,8 @@ def prepare(recipe: Recipe) -> PreparedRun:
             check_served_terms(recipe, objective, student)
         check_divided_terms(recipe, objective)
     check_lora(recipe, student, config)
+    if recipe.train.gradient_checkpointing:
+        check_recomputation(config)
     check_on_policy(recipe, adapter, tokenizers, [config, *(each.config for each in teachers)])
     if recipe.train.freeze:
         freeze(meta_model(config, head=adapter.head), recipe.train.freeze)

@@ -1,7 +1,7 @@
 """Compute attention as Transformers' SDPA does, and keep its map, queries, keys and values on request."""
 
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,11 +12,15 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 
+@runtime_checkable
 class AttentionKeeper(Protocol):
     """Keeper of the attention map, queries, keys and values of one module."""
 
     def begin(self) -> None:
         """Begin a call of the module."""
+
+    def again(self) -> "AttentionKeeper":
+        """Return a keeper for computing the calls from here on once more, of which nothing is read."""
 
     @property
     def wants_map(self) -> bool:

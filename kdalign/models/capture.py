@@ -7,7 +7,7 @@ where it is captured. A language model stops before its vocabulary: the features
 vocabulary's weights are kept instead, for losses that are computed block by block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 from kdalign.data.token_matching import TokenAlignment
 from kdalign.errors import UsageError
 from kdalign.models.architecture import CROSS, Layer, accepted_inputs, attention_modules, blocks, layout_of
-from kdalign.models.attention import ATTENTION, keepers
+from kdalign.models.attention import ATTENTION, AttentionKeeper, keepers
 from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
 from kdalign.models.mixtures import ClassMixture
+from kdalign.models.own_attention import OWN_ATTENTION
 from kdalign.models.token_targets import TokenTargets
 
 
@@ -144,24 +145,48 @@ class Activations:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """Layers whose activations to keep (``relations``: queries, keys and values), and stacks of embeddings to keep."""
+    """Activations of a forward to keep.
+
+    Attributes:
+        hidden: layers whose outputs to keep.
+        attention: layers whose maps to keep.
+        embeddings: stacks whose first inputs to keep.
+        relations: layers whose queries, keys and values to keep.
+        answers: False if nobody reads logits, tokens or last features, so that the forward may end after the deepest of
+            these layers.
+    """
 
     hidden: frozenset[Layer] = frozenset()
     attention: frozenset[Layer] = frozenset()
     embeddings: frozenset[str] = frozenset()
     relations: frozenset[Layer] = frozenset()
+    answers: bool = True
+
+    @property
+    def layers(self) -> frozenset[Layer]:
+        """The layers that must run for it; a stack's first one reads its first inputs."""
+        attending = {
+            Layer("decoder", number) if stack == CROSS else Layer(stack, number)
+            for stack, number in self.attention | self.relations
+        }
+        return self.hidden | attending | {Layer(stack, 0) for stack in self.embeddings}
 
 
 class _Keeper:
     """Keeper of one attention module's activations; a module that several layers share is called once for each."""
 
     def __init__(self, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations) -> None:
-        self._layers, self._wanted, self._signals = iter(layers), wanted, signals
-        self._layer = Layer("", 0)
+        self._layers, self._wanted, self._signals = layers, wanted, signals
+        self._calls, self._layer = 0, Layer("", 0)
 
     def begin(self) -> None:
         """Begin the module's next layer."""
-        self._layer = next(self._layers)
+        self._layer = self._layers[self._calls]
+        self._calls += 1
+
+    def again(self) -> "_Keeper":
+        """Return a keeper for computing the layers from here on once more, of which nothing is read."""
+        return _Keeper(self._layers[self._calls :], self._wanted, Activations())
 
     @property
     def wants_map(self) -> bool:
@@ -215,18 +240,30 @@ def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations
     ]
     attention = attention_modules(model)
     watched = {module for layer, module in attention.items() if layer in wanted.attention | wanted.relations}
-    for module in watched:
-        keeper = _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
-        if layout.attention is AttentionLayout.OWN:
-            handles += _OWN[model.config.model_type](module, keeper)
-        else:
-            keepers[module] = keeper
+    keepers_of = {
+        module: _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
+        for module in watched
+    }
     try:
-        yield signals
+        with keep_attention(model, keepers_of):
+            yield signals
     finally:
         for handle in handles:
             handle.remove()
-        for module in watched:
+
+
+@contextmanager
+def keep_attention(model: PreTrainedModel, own: Mapping[nn.Module, AttentionKeeper]) -> Iterator[None]:
+    """Hand each attention module's activations to its keeper in the forwards inside."""
+    hooks = OWN_ATTENTION.get(model.config.model_type)
+    handles = [handle for module, keeper in own.items() if hooks is not None for handle in hooks(module, keeper)]
+    keepers.update(own)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in own:
             keepers.pop(module, None)
 
 
@@ -243,13 +280,42 @@ def forward(
             language model or a model without a head.
     """
     with capture(model, wanted) as signals:
-        if order is not None:
+        if not wanted.answers:
+            _run_layers(model, inputs, wanted.layers)
+        elif order is not None:
             signals.logits = model(**inputs).logits.index_select(-1, order)
         elif head_of_class(type(model).__name__) is HeadKind.NONE:
             signals.features = model(**inputs).last_hidden_state
         else:
             signals.features, signals.head = _before_vocabulary(model, inputs)
     return signals
+
+
+class _LayersDone(Exception):
+    """The deepest layer that is read has run."""
+
+
+def _run_layers(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: frozenset[Layer]) -> None:
+    """Run a forward up to the deepest of these layers; an encoder-decoder's encoder runs before its decoder."""
+    layers = blocks(model)
+    deepest = max((number for number, layer in enumerate(layers) if layer in wanted), default=None)
+    if deepest is None:
+        return
+    block = list(layers.values())[deepest]
+    before = [each for each in list(layers.values())[:deepest] if each is block]  # of layers that share a module
+
+    def end(*_: Any) -> None:
+        if not before:
+            raise _LayersDone
+        before.pop()
+
+    handle = block.register_forward_hook(end)  # runs after those that capture
+    try:
+        model(**inputs)
+    except _LayersDone:
+        pass
+    finally:
+        handle.remove()
 
 
 def check_read(model: PreTrainedModel) -> PreTrainedModel:
@@ -371,56 +437,3 @@ def _hook_input(block: nn.Module, stack: str, signals: Activations, turned: bool
         signals.embeddings.setdefault(stack, hidden.transpose(0, 1) if turned else hidden)
 
     return block.register_forward_pre_hook(keep, with_kwargs=True)
-
-
-def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture DeBERTa's attention: the projections' first outputs are of the text, the next of relative positions."""
-    heads = int(vars(module)["num_attention_heads"])
-
-    def part(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            if keeper.wants_parts:
-                keeper.keep_parts(**{name: output.view(*output.shape[:-1], heads, -1).transpose(1, 2)})
-
-        return keep
-
-    return [
-        *_own_map(module, keeper),
-        module.get_submodule("query_proj").register_forward_hook(part("queries")),
-        module.get_submodule("key_proj").register_forward_hook(part("keys")),
-        module.get_submodule("value_proj").register_forward_hook(part("values")),
-    ]
-
-
-def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture XLNet's content stream: queries, keys and values from its bare matrices (width, heads, head width)."""
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if keeper.wants_parts:
-            content = args[0] if args else kwargs["h"]
-            names = {"queries": "q", "keys": "k", "values": "v"}
-            maps = {ours: module.get_parameter(theirs) for ours, theirs in names.items()}
-            keeper.keep_parts(**{name: torch.einsum("ibh,hnd->bnid", content, each) for name, each in maps.items()})
-
-    return [*_own_map(module, keeper), module.register_forward_pre_hook(keep, with_kwargs=True)]
-
-
-def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """Capture the map that a family's own attention hands to its dropout, the first input of that dropout."""
-
-    def begin(_module: nn.Module, _args: Any) -> None:
-        keeper.begin()
-
-    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if keeper.wants_map:
-            keeper.keep_map(args[0])
-
-    dropout = module.get_submodule("dropout")
-    return [module.register_forward_pre_hook(begin), dropout.register_forward_pre_hook(keep)]
-
-
-_OWN: dict[str, Callable[[nn.Module, _Keeper], list[torch.utils.hooks.RemovableHandle]]] = {
-    "deberta-v2": _deberta,
-    "xlnet": _xlnet,
-}
-"""Ways to capture attention that is a family's own code."""

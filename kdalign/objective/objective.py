@@ -33,7 +33,7 @@ from kdalign.objective.terms import (
 from kdalign.objective.terms.logits import DecoupledKD
 from kdalign.objective.terms.relational import CorrelationDistance
 from kdalign.recipe.schedules import Schedule
-from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
+from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS, TERM_FACTS
 from kdalign.teachers.base import TermRequest
 
 
@@ -219,6 +219,12 @@ class Objective:
         return any(KEYS_OF_TERMS.get(name) not in TEACHERLESS_KEYS for name in self.names)
 
     @property
+    def compares_answers(self) -> bool:
+        """True if a term reads the teacher's logits, tokens or last features, as a term of the user's own may."""
+        facts = [TERM_FACTS.get(name.partition(" ")[0]) for name in self.names]
+        return any(each is None or each.compares == "answers" for each in facts)
+
+    @property
     def uses_hidden(self) -> bool:
         """True if features are compared, so that projections are needed."""
         return Signal.HIDDEN in self.needs
@@ -255,7 +261,7 @@ class Objective:
 
     def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> CaptureSpec:
         """Return the activations to capture of a model at these layers."""
-        return capture_spec(self.needs, layers, of_teacher)
+        return replace(capture_spec(self.needs, layers, of_teacher), answers=not of_teacher or self.compares_answers)
 
 
 def capture_spec(needs: frozenset[Signal], layers: Sequence[Layer], of_teacher: bool) -> CaptureSpec:

@@ -40,7 +40,8 @@ class Teacher(Protocol):
 
         Returns:
             Activations at the student's positions: a classifier's ``logits`` in the order of the task's labels, a
-            language model's ``tokens``, or an embedding model's ``features``.
+            language model's ``tokens``, or an embedding model's ``features``; none of them is sure to be there if
+            ``wanted`` has no answers.
         """
 
     def refusal(self, request: TermRequest) -> str | None:

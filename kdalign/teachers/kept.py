@@ -61,7 +61,8 @@ class KeptOutputs:
     def spec(self) -> CaptureSpec:
         """Activations to capture of the teacher; maps come with the queries and keys that they are made of."""
         relations = self.relations | self.values | {layer for layer in self.attention if layer.stack in _SELF}
-        return CaptureSpec(self.hidden, self.attention, self.embeddings, relations)
+        answers = self.classes or self.features or bool(self.tokens)
+        return CaptureSpec(self.hidden, self.attention, self.embeddings, relations, answers)
 
 
 def temperature_word(temperature: float) -> str:

@@ -38,6 +38,8 @@ class SeveralTeachers:
             return self._each_its_rows(batch, batch.taught_by, wanted)
         said = [teacher(batch.read_by(number), _own(wanted, number)) for number, teacher in enumerate(self.teachers)]
         both, first = _joined(said, batch), said[0]
+        if not wanted.answers:
+            return both
         if first.tokens is not None:
             assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
@@ -62,6 +64,8 @@ class SeveralTeachers:
             for number, teacher, own in zip(numbers, self.teachers, rows, strict=True)
         ]
         both = _joined([_spread(each, own, len(taught_by)) for each, own in zip(said, rows, strict=True)], batch)
+        if not wanted.answers:
+            return both
         if said[0].tokens is not None:
             assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
@@ -94,6 +98,7 @@ def _own(wanted: CaptureSpec, number: int) -> CaptureSpec:
         attention=layers(wanted.attention),
         embeddings=frozenset(stack for own, stack in stacks if own == number),
         relations=layers(wanted.relations),
+        answers=wanted.answers,
     )
 
 

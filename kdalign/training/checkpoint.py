@@ -131,7 +131,7 @@ def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> Non
 def save_checkpoint(
     folder: RunFolder,
     module: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     progress: TrainState,
     parts: Sequence[RunFolder] = (),
 ) -> None:
@@ -158,12 +158,7 @@ def save_checkpoint(
         with writing(final):
             draft.mkdir(parents=True)
             save_weights(draft / _MODEL, module)
-            names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-            moments = {
-                f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
-                for parameter, state in optimizer.state.items()
-                for key, value in state.items()
-            }
+            moments = _moments_of(optimizer, {parameter: name for name, parameter in module.named_parameters()})
             save_file(moments, draft / _OPTIMIZER)
             tree = asdict(progress) | {
                 "files": {name: sha256(draft / name) for name in (_MODEL, _OPTIMIZER)},
@@ -176,6 +171,24 @@ def save_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+_OF_EACH_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
+"""Parts of an optimizer's state with a number for each weight; others are counters, scales and tables of codes."""
+
+
+def _moments_of(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """Return an optimizer's state by the names of parameters, each tensor with memory of its own, as files need it."""
+    moments: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            kept = torch.as_tensor(value).detach().cpu().contiguous()
+            if kept.data_ptr() in known:  # a table of codes that all parameters share
+                kept = kept.clone()
+            known.add(kept.data_ptr())
+            moments[f"{names[parameter]}/{key}"] = kept
+    return moments
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedChe
 def load_checkpoint(
     folder: RunFolder,
     module: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     saved: SavedCheckpoint | None = None,
 ) -> TrainState:
@@ -249,10 +262,12 @@ def load_checkpoint(
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
             name, _, what = key.rpartition("/")
-            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+            other = name in parameters and what in _OF_EACH_WEIGHT and value.shape != parameters[name].shape
+            if name not in parameters or other:
                 raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_hint(folder)}")
-            # The step counter of a fused optimizer is on the parameter's device.
-            optimizer.state[parameters[name]][what] = value
+            # The step counter of a fused optimizer is on the parameter's device; others count in Python.
+            counted = value.ndim == 0 and not value.is_floating_point()
+            optimizer.state[parameters[name]][what] = int(value) if counted else value
     accelerator.wait_for_everyone()
     return saved.progress
 

@@ -1,6 +1,7 @@
 """All that is trained, in one module: the student, and the projections of its activations to its teacher's shapes."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -14,6 +15,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.tokenized_split import IGNORED, MASKED
 from kdalign.models.architecture import Layer, accepted_inputs, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
+from kdalign.models.recomputation import recompute_layers
 from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal
@@ -24,6 +26,9 @@ class Learner(nn.Module):
 
     Its forward returns the student's activations, features already at the teacher's width and maps at its heads,
     together with the teacher's that they are compared with.
+
+    Attributes:
+        recomputes: true for activation checkpointing of the student's layers.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Learner(nn.Module):
         self.student = enable_capture(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
-        self.bf16 = bf16
+        self.bf16, self.recomputes = bf16, False
         self.follow(plan, objectives[0])
 
     @property
@@ -83,6 +88,10 @@ class Learner(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], taught: Activations | None = None) -> Activations:
         """The student's activations on a batch, together with the teacher's that they are compared with."""
+        with recompute_layers(self.student) if self.recomputes else nullcontext():
+            return self._read(inputs, taught)
+
+    def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)

@@ -1,16 +1,35 @@
 """The optimizer of a run: parameter groups, learning rate, schedule."""
 
+import importlib.util
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from kdalign.errors import UsageError
 from kdalign.objective.balancing import LossBalancer
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
+from kdalign.training.rounded_adamw import RoundedAdamW
 
 FACTOR_RATE = 50.0
 """Learning rate of a balancer's parameters, relative to that of the weights: a logarithm moves further."""
+
+MOMENT_BYTES: Mapping[str, int] = {"fp32": 8, "bf16": 4, "8bit": 2}
+"""Bytes of a weight's two moments, by ``train.optimizer_state``; at 8 bits, without their scales (3 % more)."""
+
+
+def check_optimizer(settings: TrainSettings) -> None:
+    """Refuse a format of moments whose package is not installed.
+
+    Raises:
+        UsageError: how to install it.
+    """
+    if settings.optimizer_state == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "train.optimizer_state=8bit needs a package: pip install 'kdalign[8bit]' (without it: fp32, bf16)"
+        )
 
 
 def learning_rate(settings: TrainSettings, place: Place) -> float:
@@ -28,7 +47,7 @@ def learning_rate(settings: TrainSettings, place: Place) -> float:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW over every trainable parameter once; no weight decay for biases, norms and a balancer's parameters."""
     factors = [p for module in learner.modules() if isinstance(module, LossBalancer) for p in module.parameters()]
     own = {id(p) for p in factors}
@@ -38,4 +57,15 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.A
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
         {"params": factors, "weight_decay": 0.0, "rate": FACTOR_RATE},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
+    groups = [group for group in groups if group["params"]]
+    match settings.optimizer_state:
+        case "fp32":
+            return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        case "bf16":
+            return RoundedAdamW(groups, settings.lr, seed=settings.seed)
+        case "8bit":
+            # Dettmers et al. 2022, arXiv:2110.02861; parameters of less than 4,096 weights keep float32.
+            from bitsandbytes.optim import AdamW8bit
+
+            optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr)
+            return optimizer

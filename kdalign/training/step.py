@@ -54,7 +54,7 @@ class Stepper:
     """
 
     viewer: StepViewer
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     clip: float
 
     def take(

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -152,8 +152,10 @@ class TaskTrainer:
         """Minimise this objective from now on, with layers mapped by this plan."""
         self.objective = objective
         self.task.learner.follow(plan, objective)
-        teacher = self.task.teacher if objective.needs_teacher else None
-        self.teach = None if teacher is None else partial(teacher, wanted=self.task.learner.wanted_of_teacher)
+        teacher, wanted = self.task.teacher if objective.needs_teacher else None, self.task.learner.wanted_of_teacher
+        if self.task.on_policy is not None:  # the teacher's likelihood of samples is watched
+            wanted = replace(wanted, answers=True)
+        self.teach = None if teacher is None else partial(teacher, wanted=wanted)
 
     def follow(self, plan: Plan) -> None:
         """Map layers by this plan from now on."""

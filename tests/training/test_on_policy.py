@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
 from kdalign.errors import RunError
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe.schedules import Place
 from kdalign.training import loop, run_length
 from kdalign.training.checkpoint import TrainState, newest_sound
@@ -66,6 +67,16 @@ def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs
     assert progress.sampled == sum(round(4 * event["on_policy"]["length"]) for event in own)
     assert observer.reports[-1].sampled_per_second > 0
     assert observer.reports[-1].trained_per_second > observer.reports[-1].tokens_per_second
+
+
+def test_samples_are_watched_by_the_teachers_likelihood_where_no_term_compares_its_tokens(tmp_path):
+    layers_alone = Weights(hard=0.5, alpha=0, beta=1, gamma=0, delta=0)
+    setting = OnPolicySetting("gpt2", layers_alone)
+    assert not setting.learner.wanted_of_teacher.answers
+    _, history = setting.train(tmp_path)
+    own = [event["on_policy"] for event in history if "on_policy" in event]
+    assert own
+    assert all("likelihood" in measures for measures in own)
 
 
 @pytest.mark.parametrize("length", first_only([{}, {"max_steps": None, "max_tokens": 150}]), ids=["steps", "tokens"])
