@@ -34,11 +34,11 @@ from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_st
 from kdalign.training.optimizer import MOMENT_BYTES
 
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
-"""What the heap of the C library takes beside tensors: gaps between those of other sizes, as a share of the tensors, and
-what loading leaves behind. Measured with glibc on the recipes of docs/performance.md, where all gaps were 0.12 to 0.5 of
-the tensors, most for the smallest."""
+"""What the heap of the C library takes beside tensors: gaps between those of other sizes, as a share of the tensors,
+and bytes that loading leaves behind. Measured with glibc on the recipes of docs/performance.md."""
 LATER_BYTES = 50e6
 """Bytes of libraries that are loaded after the checks, and of what they keep."""
+_MOST_LETTERS = 100
 _LOOKED_AT = 64
 """Texts with most characters, among which the longest in tokens is looked for."""
 
@@ -57,7 +57,8 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
     try:
         step = _trace(run, ours, teachers, bf16, device)
     except Exception as error:  # whatever an operation of torch, a model or a term of the user's own raises here
-        step, missing = _rough_step(run, ours, bf16), f"by a formula, as {type(error).__name__} came up"
+        cause = str(error).partition("\n")[0][:_MOST_LETTERS]
+        step, missing = _rough_step(run, ours, bf16), f"by a formula: {type(error).__name__}, {cause}"
     if recipe.on_policy.share:
         missing = f"{missing}, " * bool(missing) + "without the student's own texts"
     weights = {Part.STUDENT: 4 * count_parameters(ours)}

@@ -24,7 +24,7 @@ class Part(StrEnum):
     TEACHER = "teacher"
     STUDENT = "student"
     MOMENTS = "optimizer's moments"
-    GRADIENTS = "gradients"
+    GRADIENTS = "gradients and backward pass"
     ACTIVATIONS = "student's activations"
     TEACHER_ACTIVATIONS = "teacher's activations"
     LOSS = "losses"

@@ -36,10 +36,9 @@ def test_a_dry_run_says_what_it_looked_at(kdalign, teacher, data):
     assert "at most, in " in " ".join(out.split())
 
 
-def test_memory_and_disk_are_counted_by_hand(kdalign, teacher, data):
+def test_disk_is_counted_by_hand(kdalign, teacher, data):
     found = checks(kdalign, *words(teacher, data, "--student", "layers=4"))
     parameters = sum(value.numel() for value in load_file(teacher / "model.safetensors").values())
-    assert found["memory"].startswith(f"{20 * parameters / 1e6:.1f} MB for weights")
     assert found["disk"].startswith(f"{40 * parameters / 1e6:.1f} MB for student")
 
 
@@ -58,6 +57,8 @@ def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, te
     status, _, err = kdalign(*words(teacher, data))
     assert status == 2
     assert "--allow memory" in one_line(err)
+    for mend in ("train.micro_batch", "data.max_length", "train.gradient_checkpointing", "train.optimizer_state"):
+        assert mend in err
     assert not (tmp_path / "runs").exists()
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10))
@@ -70,6 +71,7 @@ def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, te
     record = json.loads((tmp_path / "runs/a/record.json").read_text())
     assert record["recipe"]["allow"] == ["memory", "disk"]
     assert "does not suffice" in record["data"]["checks"]["disk"]
+    assert record["memory"]["peak"] > record["memory"]["predicted"] // 10 > 0
 
 
 def test_too_little_disk_for_a_cache_is_refused_before_anything_is_written(
@@ -186,8 +188,9 @@ def test_a_new_student_that_is_trained_alone_is_looked_at_before_its_tokenizer_i
     found = checks(kdalign, *words)
     assert found["lengths"] == "32 tokens of positions: student 64"
     assert found["dropout"].startswith("the student's own (0.1)")
-    layer, embeddings, head = 4 * 33 * 32 + 32 * 129 + 33 * 128 + 4 * 32, (290 + 64 + 2 + 2) * 32, 33 * 32 + 64 + 290
-    assert found["memory"].startswith(f"{16 * (2 * layer + embeddings + head) / 1e6:.1f} MB")
+    # No token can be counted yet.
+    assert found["memory"].startswith("about ")
+    assert "the tokenizer is still to be trained" in found["memory"]
     status, _, err = kdalign(*words, "--set", "train.freeze=[head, embeddings, layers=0-1]", "--dry-run")
     assert (status, "leaves nothing to train" in one_line(err)) == (2, True)
 

@@ -1,0 +1,114 @@
+"""A run's peak of memory, predicted from configurations."""
+
+import pytest
+import torch
+
+from kdalign.distillation import memory
+from kdalign.distillation.memory import HEAP_BYTES, HEAP_SHARE, micro_batch_rows, predict_memory
+from kdalign.distillation.prepare import prepare
+from kdalign.models.architecture import count_parameters, describe, meta_model
+from kdalign.recipe import build_recipe
+from kdalign.training.memory import MemoryPrediction, Part
+
+
+@pytest.fixture
+def run_of(teacher, data, tmp_path):
+    """Prepare a run of a student of two layers on the CPU, with these keys in addition."""
+
+    def prepared(*sets, **flags):
+        given = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
+        common = {"train.device": "cpu", "train.precision": "fp32", "train.batch_size": 16}
+        return prepare(build_recipe(None, {**given, **common, "out": str(tmp_path / "run"), **flags}, sets))
+
+    return prepared
+
+
+def parts(run, monkeypatch, base=0):
+    """Bytes by part, with a base of this size."""
+    monkeypatch.setattr(memory, "_resident", lambda: base)
+    return predict_memory(run).parts
+
+
+def test_weights_gradients_and_moments_are_counted_by_hand(run_of, monkeypatch):
+    run = run_of("train.micro_batch=8")
+    found = parts(run, monkeypatch, base=1000)
+    ours, theirs = (
+        count_parameters(meta_model(each)) for each in (run.student.config(run.tokenizers), run.teacher.config)
+    )
+    assert found[Part.BASE] == 1000 + memory.LATER_BYTES
+    assert found[Part.STUDENT] == 4 * ours
+    assert found[Part.TEACHER] == 4 * theirs
+    assert found[Part.MOMENTS] == 8 * ours
+    assert found[Part.GRADIENTS] >= 4 * ours  # of the first micro-batch, while the second one runs
+    tensors = sum(size for part, size in found.items() if part not in (Part.BASE, Part.HEAP))
+    assert found[Part.HEAP] == pytest.approx(HEAP_BYTES + HEAP_SHARE * tensors, abs=1)
+
+
+@pytest.mark.parametrize(("kept", "size"), [("fp32", 8), ("bf16", 4)])
+def test_moments_take_what_their_format_takes(run_of, monkeypatch, kept, size):
+    run = run_of(f"train.optimizer_state={kept}")
+    ours = describe(run.student.config(run.tokenizers)).parameters
+    assert parts(run, monkeypatch)[Part.MOMENTS] == size * ours
+
+
+def test_half_the_rows_of_a_micro_batch_have_half_the_activations(run_of, monkeypatch):
+    whole, half = (parts(run_of(f"train.micro_batch={rows}"), monkeypatch) for rows in (8, 4))
+    for part in (Part.ACTIVATIONS, Part.TEACHER_ACTIVATIONS):
+        assert half[part] == pytest.approx(whole[part] / 2, rel=0.05)
+
+
+def test_recomputed_layers_and_frozen_ones_need_less(run_of, monkeypatch):
+    plain, again, frozen = (
+        parts(run_of(*sets), monkeypatch)
+        for sets in ([], ["train.gradient_checkpointing=true"], ["train.freeze=[embeddings]"])
+    )
+    assert again[Part.ACTIVATIONS] < plain[Part.ACTIVATIONS] / 2
+    assert frozen[Part.MOMENTS] < plain[Part.MOMENTS]
+
+
+def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, monkeypatch):
+    assert Part.TEACHER not in parts(run_of(**{"cache.folder": "auto"}), monkeypatch)
+
+
+def test_the_prediction_changes_no_random_number(run_of):
+    run = run_of()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    predict_memory(run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_that_cannot_be_counted_is_estimated_and_the_line_says_so(run_of, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise NotImplementedError("aten::unheard")
+
+    run = run_of("data.max_length=16")  # about as long as the texts: the formula knows no others
+    counted = predict_memory(run)
+    monkeypatch.setattr(memory, "trace_step", fail)
+    rough = predict_memory(run)
+    assert str(rough).startswith("about ")
+    assert "NotImplementedError, aten::unheard" in str(rough)
+    assert not counted.missing
+    assert rough.parts[Part.STUDENT] == counted.parts[Part.STUDENT]
+    assert rough.parts[Part.ACTIVATIONS] == pytest.approx(counted.parts[Part.ACTIVATIONS], rel=1)
+
+
+def test_the_rows_of_the_largest_micro_batch():
+    def rows(length=10, n=1000, **train):
+        flags = {f"train.{key}": value for key, value in train.items()}
+        return micro_batch_rows(
+            build_recipe(None, {"teacher": "a", "student": "b", "data.task": "sst2", **flags}), length, n
+        )
+
+    assert rows(batch_size=32) == (32, False)
+    assert rows(batch_size=32, micro_batch=8) == (8, True)
+    assert rows(batch_size=32, micro_batch=64) == (32, False)
+    assert rows(batch_size=32, n=20) == (20, False)
+    assert rows(batch_tokens=400) == (40, False)
+
+
+def test_the_line_names_the_total_and_its_two_largest_parts():
+    found = {Part.BASE: 600_000_000, Part.STUDENT: 100_000_000, Part.ACTIVATIONS: 1_300_000_000}
+    said = "2.0 GB at most, in training: student's activations 1.3 GB, Python and libraries 0.6 GB"
+    assert str(MemoryPrediction("training", found)) == said
+    assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
