@@ -20,6 +20,8 @@ from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.tokenize import tokenize_for_training
 from kdalign.environment import trim_heap, world_size
+from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
+from kdalign.evaluation.predictions import ROWS_AT_ONCE
 from kdalign.models import lora, student
 from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
@@ -30,7 +32,7 @@ from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
-from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_step
+from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_scoring, trace_step
 from kdalign.training.optimizer import MOMENT_BYTES
 
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
@@ -46,8 +48,9 @@ _LOOKED_AT = 64
 def predict_memory(run: PreparedRun) -> MemoryPrediction:
     """Predict the most memory that a run will have at a time, on a GPU what its tensors take there.
 
-    The phases of a run (loading, training, the optimizer's step) are compared, and the parts of the largest returned.
-    Training is a step on the longest texts, counted on tensors of shapes alone; where that fails, by a formula.
+    The phases of a run are compared: loading, training, the optimizer's step, monitoring; the parts of the largest are
+    returned. Training is a step on the longest texts, counted on tensors of shapes alone; where that fails, by a
+    formula.
     """
     recipe, device = run.recipe, training_device(run.recipe)
     bf16 = use_bf16(recipe.train.precision, device)
@@ -74,6 +77,7 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
         "loading": weights | {Part.TEACHER: exact + mapped},
         "training": held | step.parts,
         "the optimizer's step": held | {Part.GRADIENTS: step.trained},
+        "monitoring": held | {Part.GRADIENTS: step.trained, Part.ACTIVATIONS: step.scoring},
     }
     if run.finetunes:
         phases["fine-tuning the teacher"] = {Part.TEACHER: 4 * exact}
@@ -151,7 +155,11 @@ def _trace(
             trace.skip(*each.model.parameters(), *each.model.buffers())
         found.append(trace_step(trace, learner, teach, objective, batch, accumulates=accumulates, computes=computes))
         learner.zero_grad(set_to_none=True)
-    return max(found, key=lambda step: sum(step.parts.values()))
+    length = int(encoded.lengths.max())
+    rows = max(1, TOKENS_AT_ONCE // length) if run.adapter.predicts_tokens else ROWS_AT_ONCE
+    scored = collate(encoded, [int(encoded.lengths.argmax())] * min(rows, len(run.splits.watched)))
+    most = max(found, key=lambda step: sum(step.parts.values()))
+    return replace(most, scoring=trace_scoring(MemoryTrace(mode), learner.eval(), scored))
 
 
 def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:

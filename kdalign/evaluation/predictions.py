@@ -20,13 +20,16 @@ from kdalign.models.capture import inference_mode, pooled
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import Predictions
 
+ROWS_AT_ONCE = 64
+"""Texts of a batch that is scored."""
+
 
 def predict(
     model: PreTrainedModel,
     order: Sequence[int],
     encoded: TokenizedSplit,
     task: ClassificationTask,
-    batch_size: int = 64,
+    batch_size: int = ROWS_AT_ONCE,
     progress: ProgressCallback = no_progress,
 ) -> Predictions:
     """Predict a split in one pass, in the model's own precision; its mode is restored afterwards.

@@ -62,6 +62,11 @@ class Learner(nn.Module):
         self.follow(plan, objectives[0])
 
     @property
+    def order(self) -> Tensor | None:
+        """Number of the student's output for each class of the task; None without classes."""
+        return self._buffers["_order"]
+
+    @property
     def attends(self) -> bool:
         """True if student layers attend to several teacher layers under the current objective."""
         return bool(self._attends)
@@ -92,7 +97,7 @@ class Learner(nn.Module):
             return self._read(inputs, taught)
 
     def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
-        order: Tensor | None = self._buffers["_order"]
+        order = self.order
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
             if self._fills:

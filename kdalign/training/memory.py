@@ -9,6 +9,8 @@ import torch
 
 from kdalign.data.batches import Batch
 from kdalign.files import size_text
+from kdalign.models.architecture import accepted_inputs
+from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.memory_trace import MemoryTrace
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import TermInputs
@@ -38,10 +40,12 @@ class StepMemory:
     Attributes:
         parts: bytes by part when most are in use.
         trained: bytes of all gradients in float32, which are there when the optimizer steps.
+        scoring: bytes of the student's activations while it is scored.
     """
 
     parts: dict[Part, int]
     trained: int
+    scoring: int = 0
 
 
 def trace_step(
@@ -85,6 +89,16 @@ def trace_step(
     objective.remember(None)
     reached = sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
     return StepMemory({Part(part): size for part, size in trace.peak.items() if size}, reached)
+
+
+def trace_scoring(trace: MemoryTrace, learner: Learner, batch: Batch) -> int:
+    """Count the most bytes that live at a time while the student reads a batch and nothing is kept for a backward."""
+    trace.skip(*learner.parameters(), *learner.buffers())
+    device, order = learner.student.device.type, learner.order
+    with trace.mode, trace, torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=learner.bf16):
+        trace.part = Part.ACTIVATIONS
+        forward(learner.student, accepted_inputs(learner.student, batch.inputs), CaptureSpec(), order)
+    return sum(trace.peak.values())
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,9 @@ def test_the_line_names_the_total_and_its_two_largest_parts():
     said = "2.0 GB at most, in training: student's activations 1.3 GB, Python and libraries 0.6 GB"
     assert str(MemoryPrediction("training", found)) == said
     assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
+
+
+def test_a_tiny_micro_batch_is_outweighed_by_the_batches_that_are_scored(run_of):
+    found = predict_memory(run_of("train.micro_batch=1", "train.gradient_checkpointing=true"))
+    assert found.phase == "monitoring"
+    assert found.parts[Part.ACTIVATIONS] > 0
