@@ -284,10 +284,11 @@ class TrainSettings(Section):
     clip: float = Field(1.0, gt=0, le=LARGEST)
     """Largest norm of the gradient."""
     gradient_checkpointing: bool = False
-    """Activation checkpointing: the student's layers keep only their inputs and are computed again in the backward
-    pass, which takes less memory and about a third more time of the student's steps. Gradients stay the same."""
+    """Activation checkpointing: the student's layers keep only their inputs, and the backward pass computes the rest
+    again, which takes less memory and one more forward pass of these layers. The gradients are the same."""
     optimizer_state: Literal["fp32", "bf16", "8bit"] = "fp32"
-    """Format of AdamW's two moments: 8, 4 or about 2 bytes for each trained parameter."""
+    """Format in which AdamW keeps its two moments: ``fp32`` (8 bytes for each trained weight), ``bf16`` (4, rounded at
+    random so that none stands still) or ``8bit`` (about 2, by bitsandbytes: ``pip install 'kdalign[8bit]'``)."""
     lora: int | None = Field(None, ge=1, le=10**6)
     """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()

@@ -233,7 +233,7 @@ def test_the_teachers_variance_is_over_real_tokens_and_ignores_constant_features
 def test_a_term_of_weight_zero_is_not_computed_and_asks_for_no_signal():
     setting = Setting("bert", "bert", 32, Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0))
     assert set(setting.objective.terms) == {"hard"}
-    assert setting.learner.wanted_of_teacher == CaptureSpec()
+    assert setting.learner.wanted_of_teacher == CaptureSpec(answers=False)
     assert not setting.objective.needs_teacher
 
 

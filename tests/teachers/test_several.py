@@ -112,6 +112,21 @@ def test_two_equal_teachers_teach_as_one(mixing):
     assert both.parts(batches[0]).total.item() == pytest.approx(alone.parts(batches[0]).total.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("taught_by", [None, [0, 1, 1, 0, 0, 1, 0, 1]], ids=["mixed", "by row"])
+def test_several_teachers_whose_answers_no_term_reads_give_their_layers_alone(taught_by):
+    layers_alone = Weights(hard=1, alpha=0, beta=1, gamma=1, delta=1)
+    lesson = Lesson(computed(), computed("distilbert", 3, 40, seed=5), weights=layers_alone)
+    if taught_by is not None:
+        lesson.divide(taught_by)
+    batch, wanted = collate(lesson.data, range(8)), lesson.learner.wanted_of_teacher
+    assert not wanted.answers
+    found = lesson.parts(batch)
+    assert not lesson.teacher(batch, wanted).logits.numel()
+    lesson.learner.wanted_of_teacher = replace(wanted, answers=True)
+    assert lesson.teacher(batch, lesson.learner.wanted_of_teacher).logits.numel()
+    assert torch.equal(found.total, lesson.parts(batch).total)
+
+
 def test_weights_of_one_and_zero_are_the_first_teacher_alone():
     alone = Lesson(computed())
     both = Lesson(computed(), computed("distilbert", 3, 40, seed=5), mixing=Mixing((1.0, 0.0)))
