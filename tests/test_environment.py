@@ -4,11 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kdalign import environment
-from kdalign.environment import available_cores, rank, set_thread_defaults, world_size
+from kdalign.environment import available_cores, peak_memory, rank, reset_peak_memory, set_thread_defaults, world_size
 from kdalign.errors import UsageError
 
 KEPT = """
@@ -142,3 +143,13 @@ print(faults() - before)
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 16_384
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be measured anew on Linux alone")
+def test_the_peak_of_memory_is_measured_anew():
+    bytearray(b"x") * 300_000_000
+    before = peak_memory("cpu")
+    reset_peak_memory("cpu")
+    after = peak_memory("cpu")
+    assert before - after > 200_000_000
+    assert after > 10_000_000
