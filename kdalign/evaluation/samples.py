@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.chat_templates import render_prompt
@@ -11,6 +10,7 @@ from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import start_token
+from kdalign.evaluation.decoding import pad_rows
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
@@ -79,7 +79,7 @@ def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: 
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
-    """Complete each prompt greedily, as far as the model's positions allow."""
+    """Complete prompts greedily, those of one budget together, each as far as the model's positions allow."""
     if not prompts:  # a classifier has none, and no settings for generation either
         return []
     device = next(model.parameters()).device
@@ -89,16 +89,16 @@ def complete(
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
-    texts = []
+    answers, pad = model.config.is_encoder_decoder, tokenizer.pad_token_id or 0
+    used = [1 if answers else len(prompt.ids) for prompt in prompts]
+    budgets = [min(new_tokens, max_positions(model.config) - length) for length in used]
+    texts = [""] * len(prompts)
     with inference_mode(model):
-        for prompt in prompts:
-            ids = torch.tensor([prompt.ids], device=device)
-            used = 1 if model.config.is_encoder_decoder else len(prompt.ids)
-            settings.max_new_tokens = min(new_tokens, max_positions(model.config) - used)
-            if settings.max_new_tokens < 1:
-                texts.append("")
-                continue
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
-            new = output if model.config.is_encoder_decoder else output[len(prompt.ids) :]
-            texts.append(tokenizer.decode(new, skip_special_tokens=True))
+        for budget in sorted({budget for budget in budgets if budget > 0}):
+            rows = [row for row, own in enumerate(budgets) if own == budget]
+            ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not answers)
+            settings.max_new_tokens = budget
+            output = model.generate(ids, attention_mask=mask, generation_config=settings)
+            for row, tokens in zip(rows, output if answers else output[:, ids.size(1) :], strict=True):
+                texts[row] = tokenizer.decode(tokens, skip_special_tokens=True)
     return texts

@@ -28,6 +28,7 @@ from kdalign.models.architecture import (
     layout_of,
     meta_model,
 )
+from kdalign.models.gguf_files import read_gguf_config
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, has_classifier
 from kdalign.models.weight_files import ADAPTER, INDEX, WHOLE, find_adapter, read_headers, shard_names
 
@@ -57,6 +58,11 @@ class Checkpoint:
     revision: str | None
     hash: str
     gguf: str | None = None
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """Path of the GGUF file."""
+        return None if self.gguf is None else Path(self.path) / self.gguf
 
     @property
     def has_classifier(self) -> bool:
@@ -211,12 +217,8 @@ def _in_gguf(name: str, file: Path) -> Checkpoint:
         raise UsageError(f"model {name!r} does not exist")
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(f"reading {name!r} needs a package: pip install 'kdalign[gguf]'")
-    from gguf import GGUFReader
-
     with library_errors(f"cannot read {name!r} as GGUF", "copy the file again from where it came"):
-        GGUFReader(str(file))  # its tensors lie within the file
-        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-    vars(config).pop("quantization_config", None)
+        config = read_gguf_config(file)
     _check_config(name, config)
     config.architectures = [language_model_class(config)]
     return Checkpoint(name, str(file.parent), config, None, sha256(file)[:16], file.name)

@@ -18,6 +18,7 @@ from kdalign.models.architecture import (
     layout_of,
 )
 from kdalign.models.checkpoint_files import SOUND_NAME, Checkpoint, describe_config, is_local, quiet_transformers
+from kdalign.models.gguf_files import load_gguf_model
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of
 from kdalign.models.weight_checks import LoadReport, check_complete, check_finite, check_numbers
 
@@ -167,18 +168,10 @@ def _load(
 
 
 def _load_gguf(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load the language model of a GGUF file as an ordinary model, its weights dequantised.
-
-    The model that Transformers loads counts as quantised, and can be neither cast nor saved: its weights are moved.
-    """
+    assert checkpoint.gguf_file is not None
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     with library_errors(f"cannot load the weights of {checkpoint.name!r}"), quiet_transformers():
-        loaded = auto.from_pretrained(checkpoint.path, gguf_file=checkpoint.gguf, dtype=torch.float32)
-        model: PreTrainedModel = auto.from_config(
-            checkpoint.config, attn_implementation=attention_of(checkpoint.config), dtype=torch.float32
-        )
-        model.load_state_dict(loaded.state_dict())
-    return model
+        return load_gguf_model(checkpoint.gguf_file, auto, checkpoint.config, attention_of(checkpoint.config))
 
 
 def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -31,6 +31,11 @@ class TopEntries:
     logs: Float[Tensor, "n k1"]
     vocabulary: int
 
+    @property
+    def complete(self) -> bool:
+        """True if the student's vocabulary has every kept entry."""
+        return not bool((self.entries < 0).any())
+
     def renumbered(self, numbers: Int[Tensor, "entries"], vocabulary: int) -> "TopEntries":
         """Number the entries as another vocabulary does.
 

@@ -10,6 +10,7 @@ from kdalign.errors import UsageError, library_errors
 from kdalign.files import read_json
 from kdalign.models.architecture import layout_of, vocabulary_size
 from kdalign.models.checkpoint_files import Checkpoint, quiet_transformers
+from kdalign.models.gguf_files import read_gguf_tokenizer
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -19,7 +20,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         UsageError: it has none, one without a padding token, or one with ids beyond the model's vocabulary.
     """
     family, name = layout_of(checkpoint.config).family, checkpoint.name
-    tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
+    tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf_file)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     entries = vocabulary_size(checkpoint.config)
     if highest >= entries:
@@ -31,20 +32,22 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer_named(
-    name: str, family: str, path: str | None = None, revision: str | None = None, gguf: str | None = None
+    name: str, family: str, path: str | None = None, revision: str | None = None, gguf: Path | None = None
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a hub id or folder, which need not hold a model, for models of a family.
 
     Raises:
         UsageError: it has none, or one without a padding token (causal models pad with their end token).
     """
-    extra = {} if gguf is None else {"gguf_file": gguf}
     folder = Path(path or name)
     if gguf is None and folder.is_dir():
         _check_tokenizer_files(name, folder)
     mend = "a tokenizer.json that this version of tokenizers reads is needed (save it again by save_pretrained)"
     with library_errors(f"model {name!r} has no tokenizer that can be read", mend), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False, **extra)
+        if gguf is not None:
+            tokenizer = read_gguf_tokenizer(gguf)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False)
         entries, special = len(tokenizer), len(tokenizer.all_special_ids)
         tokenizer("a b")  # a tokenizer may load and still not work
     if entries <= special:  # from_pretrained makes such a tokenizer if there are no files

@@ -67,8 +67,10 @@ def count_step_units(
 ) -> tuple[dict[Unit, float], bool]:
     """Count a step's units over all ranks; the second value is true if any of them was told to stop."""
     units, rows = count_units(batches), np.array(count_rows(batches))
-    counts = torch.tensor([*units.values(), stop, *rows.flat], device=accelerator.device, dtype=torch.float64)
-    summed = accelerator.reduce(counts, reduction="sum").tolist()
+    counts = torch.tensor([*units.values(), stop, *rows.flat], dtype=torch.float64)
+    if accelerator.num_processes > 1:  # alone, nothing waits for the device
+        counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+    summed = counts.tolist()
     sums, stops, all_rows = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
     # A group has the rows of all ranks, and each rank counts the whole group in its loss.
     groups = count_groups(np.reshape(all_rows, rows.shape).tolist())

@@ -96,8 +96,9 @@ class Stepper:
             sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
         objective.remember(units)
         clipped = [p for group in self.optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
-        norm = float(accelerator.clip_grad_norm_(clipped, self.clip))
-        loss, *values = accelerator.reduce(sums, reduction="sum").tolist()
+        norms = accelerator.clip_grad_norm_(clipped, self.clip)
+        summed = accelerator.reduce(sums, reduction="sum")
+        loss, *values, norm = torch.cat([summed, norms.to(summed).reshape(1)]).tolist()  # one wait for the device
         parts = dict(zip(objective.names, values, strict=True))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise RunError(explain_divergence(wrapped, objective, parts, (loss, norm), step))

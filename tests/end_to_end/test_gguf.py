@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdalign.errors import UsageError
-from kdalign.models import checkpoint_files, loading, student
+from kdalign.models import checkpoint_files, gguf_files, loading, student
 from support.family_setting import model
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF needs the extra: gguf")
@@ -83,6 +83,34 @@ def test_it_can_be_rounded_cut_and_saved_as_any_other(file, tmp_path):
     again = loading.load_language_model(checkpoint_files.find_checkpoint(str(tmp_path / "small")))
     assert again.config.num_hidden_layers == 2
     assert torch.equal(again.get_input_embeddings().weight, small.get_input_embeddings().weight)
+
+
+def load(file: Path):
+    checkpoint = checkpoint_files.find_checkpoint(str(file))
+    return checkpoint.config.to_dict(), loading.load_language_model(checkpoint)
+
+
+def test_the_file_is_read_once_and_again_if_it_changes_or_what_is_kept_is_damaged(net, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("KDALIGN_CACHE", str(cache))
+    file = write(net, tmp_path / "model.gguf")
+    config, first = load(file)
+    with monkeypatch.context() as without:
+        without.setattr(gguf, "GGUFReader", None)  # Transformers and kdalign read it by this
+        again_config, again = load(file)
+    assert again_config == config
+    assert again.config.to_dict() == first.config.to_dict()
+    assert again.state_dict().keys() == first.state_dict().keys()
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in again.state_dict().items())
+    with torch.no_grad():
+        again.get_input_embeddings().weight.zero_()  # what is kept is not the model's own memory
+    (kept,) = (cache / "gguf").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    gguf_files._read_kept.cache_clear()
+    assert torch.equal(load(file)[1].get_input_embeddings().weight, first.get_input_embeddings().weight)
+    other = model("llama", layers=2)
+    write(other, file)
+    assert torch.equal(load(file)[1].get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
 def test_what_is_no_gguf_file_is_one_line(tmp_path):

@@ -20,7 +20,7 @@ from kdalign.data.token_matching import SharedVocabulary
 from kdalign.models.lm_head import block_rows, row_blocks, wide_dtype
 from kdalign.models.token_targets import DenseTokens, TokenTargets, TopEntries
 from kdalign.objective import losses
-from kdalign.objective.losses.fused import CLOSED, BlockLosses, fused_losses
+from kdalign.objective.losses.fused import CLOSED, BlockLosses, fused_losses, fused_losses_of_top
 
 PENDING_BYTES = 2**27
 """Bytes of bfloat16 gradients of logits that are put together for one product: 1,365 rows of 49,152 entries."""
@@ -116,12 +116,13 @@ def _block_losses(
     differentiated: bool,
 ) -> BlockLosses:
     """A block's losses and gradient: in closed form where there is one, else the divergence's by autograd."""
-    if isinstance(target, Tensor) and target.shape == logits.shape and loss.shared is None:
-        if loss.divergence in CLOSED:
-            weights, target = (loss.hard, loss.soft), target.to(logits.dtype)
-            return fused_losses(
-                logits, target, labels, weights, loss.divergence, loss.temperature, slope=differentiated
-            )
+    weights, alike = (loss.hard, loss.soft), loss.shared is None and isinstance(same, slice)
+    if alike and isinstance(target, Tensor) and target.shape == logits.shape and loss.divergence in CLOSED:
+        target = target.to(logits.dtype)
+        return fused_losses(logits, target, labels, weights, loss.divergence, loss.temperature, slope=differentiated)
+    if alike and isinstance(target, TopEntries) and target.vocabulary == logits.shape[1] and target.complete:
+        ways = loss.divergence, loss.temperature, loss.skew
+        return fused_losses_of_top(logits, target, labels, weights, *ways, slope=differentiated)
     hard, slope = _cross_entropy(logits, labels, loss.hard if differentiated else None)
     given = slope if differentiated else None
     soft = hard.new_zeros(()) if target is None else _add_divergence(given, logits, target, same, loss)
