@@ -1,6 +1,6 @@
 """Measure the training steps of a recipe: speed, processor time, memory, and their share of what the machine can do.
 
-    python benchmarks/step.py RECIPE.yaml [KEY=VALUE ...] [--steps 5] [--warm-up 2] [--json]
+    python -m benchmarks.step RECIPE.yaml [KEY=VALUE ...] [--steps 5] [--warm-up 2] [--json]
 
 Prints tokens a second, CPU seconds for 1,000 tokens (steadier than the clock where other work is running), peak memory,
 and the share of the matrix products' peak: the floating-point operations of a step (both models' forwards, the
@@ -10,57 +10,44 @@ would do in the step's time. Teacher and student are not scored. Run it on a qui
 
 import argparse
 import json
-import resource
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from transformers import PreTrainedModel
 
+from benchmarks.machine import peak_flops, peak_gib, share_of_peak
 from kdalign.devices import deterministic_on_cpu, make_accelerator
 from kdalign.distillation import load as loading
 from kdalign.distillation.build import build_task
 from kdalign.distillation.costs import ForwardCosts
 from kdalign.distillation.pipeline import prepare_all
 from kdalign.distillation.teacher_answers import TeacherAnswers
-from kdalign.distillation.tokenize import begin_folder, open_run
+from kdalign.distillation.tokenize import OpenedRun, begin_folder, open_run
 from kdalign.models.profiling import count_flops
 from kdalign.observer import NullObserver
-from kdalign.recipe import build_recipe
+from kdalign.recipe import Recipe, build_recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer
 
-SIZE = 2048
 
-
-def peak_flops(dtype: torch.dtype, rounds: int = 7) -> float:
-    """Floating-point operations a second of a large matrix product, the median of some rounds."""
-    one, other = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        one @ other
-        times.append(time.perf_counter() - begun)
-    return 2 * SIZE**3 / statistics.median(times[1:])
-
-
-def flops_a_token(trainer: Trainer, models: loading.LoadedModels, length: int) -> float:
+def flops_a_token(models: loading.LoadedModels, length: int) -> float:
     """Operations of a step for each token: the student's forward and backward, and each teacher's forward."""
-    counted = []
-    for model in (models.student, *(teacher.model for teacher in models.teachers)):
-        before, dtype = model.config._attn_implementation, model.dtype
-        model.set_attn_implementation("eager")
-        trains = model is models.student
-        counted.append(count_flops(model.float(), length, backward=trains).total / length)
-        model.to(dtype).set_attn_implementation(before)
-    return sum(counted)
+    teachers = sum(flops_of_training(teacher.model, length, backward=False) for teacher in models.teachers)
+    return flops_of_training(models.student, length, backward=True) + teachers
 
 
-def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
-    """Train some steps of the recipe, with a run in this folder, and return what they cost."""
-    total = given.warm_up + given.steps
-    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
+def flops_of_training(model: PreTrainedModel, length: int, *, backward: bool) -> float:
+    """Operations of a model's forward, and of its backward if it is trained, for each of so many tokens."""
+    before, dtype = model.config._attn_implementation, model.dtype
+    model.set_attn_implementation("eager")
+    counted = count_flops(model.float(), length, backward=backward).total / length
+    model.to(dtype).set_attn_implementation(before)
+    return counted
+
+
+def make_trainer(recipe: Recipe, steps: int) -> tuple[Trainer, loading.LoadedModels, OpenedRun]:
+    """Make what trains the recipe's one task for so many steps, with its run's folder begun."""
     accelerator = make_accelerator(recipe.train.device)
     [run] = prepare_all(recipe)
     opened = open_run(run, accelerator)
@@ -70,9 +57,16 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
     loading.measure_costs = lambda models, **_: ForwardCosts(1, [None] * len(models), [None] * len(models))
     models = loading.load(opened, accelerator, observer, Stopwatch("benchmark"))
     task = build_task(models, accelerator, observer, resume=False)
-    trainer = Trainer([task], [0] * total, opened.recipe.train, accelerator, task.folder, observer)
+    return Trainer([task], [0] * steps, opened.recipe.train, accelerator, task.folder, observer), models, opened
+
+
+def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Train some steps of the recipe, with a run in this folder, and return what they cost."""
+    total = given.warm_up + given.steps
+    recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
+    trainer, models, opened = make_trainer(recipe, total)
     seconds, processor, tokens = [], [], []
-    with deterministic_on_cpu(accelerator.device):
+    with deterministic_on_cpu(trainer.accelerator.device):
         for _ in range(total):
             begun, worked, before = time.perf_counter(), time.process_time(), trainer.progress.tokens
             trainer._take_step(False)
@@ -81,17 +75,17 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
             tokens.append(trainer.progress.tokens - before)
     kept = slice(given.warm_up, None)
     read = sum(tokens[kept])
-    peak = peak_flops(torch.bfloat16 if opened.bf16 else torch.float32)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_gib()
+    peak = peak_flops("bf16" if opened.bf16 else "fp32")
     length = max(8, round(float(opened.texts.train.lengths.mean())))
-    work = flops_a_token(trainer, models, length) * read
+    work, speed = flops_a_token(models, length), read / sum(seconds[kept])
     return {
-        "tokens_per_second": read / sum(seconds[kept]),
+        "tokens_per_second": speed,
         "cpu_seconds_per_1000_tokens": 1000 * sum(processor[kept]) / read,
         "peak_gib": memory,
-        "gflops_of_products": work / sum(seconds[kept]) / 1e9,
+        "gflops_of_products": speed * work / 1e9,
         "gflops_of_peak": peak / 1e9,
-        "share_of_peak": work / sum(seconds[kept]) / peak,
+        "share_of_peak": share_of_peak(speed, work, peak),
         "first_step_seconds": seconds[0],
     }
 

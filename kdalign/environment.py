@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kdalign.errors import UsageError
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
@@ -129,6 +131,12 @@ def _numbers(*files: Path) -> tuple[int, int] | None:
         return int(quota), int(period)
     except (OSError, ValueError):  # "max" is no quota
         return None
+
+
+def busy_seconds() -> float:
+    """Return the seconds for which the cores ran any process since the machine was started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system + getattr(times, "nice", 0.0))  # Windows has no nice ones
 
 
 def keep_heap() -> None:

@@ -1,0 +1,170 @@
+"""The tables of a measurement: for the terminal by Rich, and for the documentation in Markdown.
+
+A measurement is a dictionary as `benchmarks.run` keeps it in JSON; nothing is measured here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import turns as statistic
+from benchmarks.settings import GROUPS
+from benchmarks.turns import Spread, Turn
+
+EMPTY = "–"
+
+
+def cell(spread: Spread | None, form: str = ",.0f", unit: str = "") -> str:
+    """Show a median and, of several turns, its spread."""
+    if spread is None:
+        return EMPTY
+    median = f"{spread.median:{form}}{unit}"
+    return median if spread.n == 1 else f"{median} ({spread.least:{form}} to {spread.most:{form}})"
+
+
+def score_cell(turns: Sequence[Turn], when: str, counted: str) -> str:
+    """Show the accuracy of a student in per cent, and what it took to get there."""
+    found = statistic.scores(turns, when)
+    if not found:
+        return EMPTY
+    return ", ".join(
+        f"{100 * each['accuracy']:.1f} ({each[counted]:,.0f}{' s' * (counted == 'seconds')})" for each in found
+    )
+
+
+def headings(kept: Mapping[str, Any], scored: bool) -> list[str]:
+    """Return the headings of a group's columns."""
+    names = ["", "samples/s", "tokens/s", "CPU s for 1,000 samples", "GiB", "share of peak", "× kdalign"]
+    limits = kept["settings"]
+    if scored and limits["accuracy_steps"]:
+        names += [
+            f"accuracy after {limits['accuracy_steps']:,} steps (seconds)",
+            f"after {limits['accuracy_seconds']:,.0f} s (steps)",
+        ]
+    return names
+
+
+def lines(kept: Mapping[str, Any], group: str) -> Iterator[list[str]]:
+    """Return the cells of each row of a group."""
+    rows = [row for row in kept["rows"] if row["group"] == group]
+    flops = kept["flops"][GROUPS[group].models]
+    scored = len(headings(kept, GROUPS[group].scored)) > len(headings(kept, False))
+    width = len(headings(kept, GROUPS[group].scored))
+    reference = by_number(rows[0]) if rows[0]["peer"] == "kdalign" else {}
+    for row in rows:
+        numbered = by_number(row)
+        done = list(numbered.values())
+        if not done:
+            yield [f"{row['peer']}, {row['what']}: {row['error']}", *[EMPTY] * (width - 1)]
+            continue
+        work = flops["student"] + (flops["teacher"] if row["teacher"] else 0.0)
+        cells = [
+            name_of(row, numbered),
+            cell(statistic.measure(done, "samples_per_second"), ",.1f"),
+            cell(statistic.measure(done, "tokens_per_second")),
+            cell(statistic.measure(done, "cpu_seconds"), ",.1f"),
+            cell(statistic.measure(done, "gib"), ".2f"),
+            cell(percent(statistic.share(done, work, kept["peaks"])), ".0f", " %"),
+            cell(statistic.ratio(numbered, reference), ".2f"),
+        ]
+        if scored:
+            cells += [score_cell(done, "after_steps", "seconds"), score_cell(done, "after_seconds", "steps")]
+        yield cells
+
+
+def by_number(row: Mapping[str, Any]) -> dict[int, Turn]:
+    """Return a row's turns by their number, from 0; those that failed are left out."""
+    return {turn["turn"]: turn for turn in row["turns"]}
+
+
+def percent(spread: Spread | None) -> Spread | None:
+    """Return a share in per cent."""
+    return spread and Spread(100 * spread.median, 100 * spread.least, 100 * spread.most, spread.n)
+
+
+def name_of(row: Mapping[str, Any], turns: Mapping[int, Turn]) -> str:
+    """Name a row, with its precision and what must be known of its turns."""
+    precision = "/".join(sorted({turn["precision"] for turn in turns.values()}))
+    text = f"{row['peer']} ({precision}), {row['what']}"
+    found = statistic.busy(turns)
+    if found:
+        text += f"; busy machine in turn {', '.join(map(str, found))}"
+    if row["error"]:
+        text += f"; a turn failed: {row['error']}"
+    return text
+
+
+def notes(kept: Mapping[str, Any]) -> list[str]:
+    """Say how the table was made: turns, machine, versions and what the columns mean."""
+    machine, settings, peaks = kept["machine"], kept["settings"], kept["peaks"]
+    products = " and ".join(f"{peak / 1e9:,.0f} in {precision}" for precision, peak in peaks.items())
+    made = (
+        f"Medians of {settings['turns']} turns with the least and the largest; every turn is a new process, and the rows "
+        f"take turns. {kept['created']}, {machine['processor']}, {machine['threads']} of {machine['cpus']} cores, "
+        f"torch {machine['libraries']['torch']}, transformers {machine['libraries']['transformers']}. Peak of matrix "
+        f"products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s."
+    )
+    meaning = (
+        "Tokens are real ones, without padding; the share of the peak counts the matrix products that these need, in the "
+        "row's precision. × kdalign: samples a second in units of the first row's, of the same turn."
+    )
+    return [made, meaning, *caching(kept), *versions(kept)]
+
+
+def caching(kept: Mapping[str, Any]) -> Iterator[str]:
+    """Say how long it took to fill the cache that a row reads, which is not in its figures."""
+    for row in kept["rows"]:
+        if row["variant"] == "cached" and len(row["turns"]) > 1:
+            first, *later = (turn["preparing_seconds"] for turn in row["turns"])
+            yield (
+                f"The cache was filled before the clock started: {first:.0f} s from models and rows to the first step "
+                f"in the first turn, {min(later):.0f} s in a later one."
+            )
+
+
+def versions(kept: Mapping[str, Any]) -> Iterator[str]:
+    """Say the versions of the peers, and which had a torch of their own."""
+    pinned = [package for packages in kept["versions"].values() for package in packages]
+    if pinned:
+        yield f"Peers: {', '.join(pinned)}."
+    shared = kept["machine"]["libraries"]["torch"]
+    for peer in dict.fromkeys(row["peer"] for row in kept["rows"]):
+        others = {turn["torch"] for row in kept["rows"] if row["peer"] == peer for turn in row["turns"]} - {shared}
+        if others:
+            yield f"{peer} ran with torch {', '.join(sorted(others))}, since its compiled part does not load with {shared}."
+    if max(kept["other_cores"], 0.0) > statistic.MOST_OTHERS:
+        yield f"Other processes kept {kept['other_cores']:.1f} cores busy while the peaks were measured."
+
+
+def groups_of(kept: Mapping[str, Any]) -> list[str]:
+    """Return the groups that were measured, in order."""
+    return list(dict.fromkeys(row["group"] for row in kept["rows"]))
+
+
+def show(kept: Mapping[str, Any], console: Console) -> None:
+    """Print the tables."""
+    for group in groups_of(kept):
+        first, *others = headings(kept, GROUPS[group].scored)
+        table = Table(title=GROUPS[group].title, title_justify="left")
+        table.add_column(first, overflow="fold")
+        for name in others:
+            table.add_column(name, justify="right")
+        for cells in lines(kept, group):
+            table.add_row(*cells)
+        console.print(table)
+    for note in notes(kept):
+        console.print(note, highlight=False)
+
+
+def markdown(kept: Mapping[str, Any]) -> str:
+    """Return the tables in Markdown."""
+    parts = []
+    for group in groups_of(kept):
+        names = headings(kept, GROUPS[group].scored)
+        rule = "|---|" + "---:|" * (len(names) - 1)
+        body = [" | ".join(each.replace("|", "\\|") for each in cells) for cells in lines(kept, group)]
+        rows = [f"| {line} |" for line in (" | ".join(names), *body)]
+        parts.append("\n".join([f"**{GROUPS[group].title}**", "", rows[0], rule, *rows[1:]]))
+    return "\n\n".join([*parts, *notes(kept), f"```text\n{kept['command']}\n```"])
