@@ -21,7 +21,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,10 @@ PAGE = ROOT / "docs" / "performance.md"
 LONGEST = 1800
 """Seconds after which a peer's turn is given up."""
 
-Tell = Callable[[str], None]
+
+def tell(line: str) -> None:
+    """Print a line of progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Failed(Exception):
@@ -94,7 +96,7 @@ def job_of(row: Row, given: argparse.Namespace, folder: Path, turn: int, limits:
     return json.dumps({"variant": row.variant, **places, **limits})
 
 
-def find_pythons(rows: list[Row], environments: Path, tell: Tell) -> dict[str, Path | str]:
+def find_pythons(rows: list[Row], environments: Path) -> dict[str, Path | str]:
     """Return each peer's Python, or why it has none."""
     found: dict[str, Path | str] = {}
     for peer in dict.fromkeys(row.peer for row in rows):
@@ -107,7 +109,7 @@ def find_pythons(rows: list[Row], environments: Path, tell: Tell) -> dict[str, P
 
 
 def take_turns(
-    rows: list[Row], mode: Mode, given: argparse.Namespace, folder: Path, pythons: dict[str, Path | str], tell: Tell
+    rows: list[Row], mode: Mode, given: argparse.Namespace, folder: Path, pythons: dict[str, Path | str]
 ) -> list[Measured]:
     """Measure all rows in turns; a row that failed goes on with its next turn."""
     measured = [Measured(row) for row in rows]
@@ -130,19 +132,19 @@ def take_turns(
     return measured
 
 
-def measure(given: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measure all that is asked for, and return it as it is kept."""
     rows = choose_rows(given.only, bool(given.lm_teacher))
     if not given.lm_teacher:
         tell("no --lm-teacher: language models are left out")
     mode = MODES["full" if given.full else "quick"].with_turns(given.turns)
-    pythons = find_pythons(rows, given.environments, tell)
+    pythons = find_pythons(rows, given.environments)
     with tempfile.TemporaryDirectory(prefix="kdalign-benchmark-") as scratch:
         folder = Path(scratch)
         tell("peaks of the machine, students and rows")
         words = [scratch, given.teacher, given.data, *([given.lm_teacher] if given.lm_teacher else [])]
         machine = run_module(Path(sys.executable), "benchmarks.prepare", words)
-        measured = take_turns(rows, mode, given, folder, pythons, tell)
+        measured = take_turns(rows, mode, given, folder, pythons)
     return {
         "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
         "created": datetime.date.today().isoformat(),
@@ -220,26 +222,25 @@ def check(given: argparse.Namespace) -> None:
 def main() -> None:
     """Measure or render; exit with 2 for a mistake on the command line, 1 for a failure, 130 for Ctrl-C."""
     given = make_parser().parse_args()
-    progress = Console(stderr=True, highlight=False)
     try:
         if given.render:
             print(markdown(read_json(given.render)))
             return
         check(given)
-        kept = measure(given, lambda line: progress.print(line, markup=False))
+        kept = measure(given)
         given.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(given.out, kept)
         show(kept, Console())
         if given.write:
             write_page(kept, PAGE, str(RESULTS.relative_to(ROOT)))
     except UsageError as error:
-        progress.print(f"benchmarks.run: error: {error}", markup=False)
+        tell(f"benchmarks.run: error: {error}")
         sys.exit(2)
     except Failed as error:
-        progress.print(f"benchmarks.run: error: {error}", markup=False)
+        tell(f"benchmarks.run: error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        progress.print("stopped; nothing is kept")
+        tell("stopped; nothing is kept")
         sys.exit(130)
 
 

@@ -63,22 +63,22 @@ class Row:
         return f"benchmarks.peers.{self.peer.replace('-', '_')}"
 
 
-DYNAMIC = "padded to the longest of a random batch"
-TUNED = "tuned: bf16 autocast, batches of similar length"
+DYNAMIC = "random batches padded to their longest"
+TUNED = "batches of similar length"
 ROWS = (
     Row("joint", "kdalign", "joint", "defaults", sorted=True),
-    Row("joint", "kdalign", "cached", "the teacher's outputs read from a cache", teacher=False, sorted=True),
+    Row("joint", "kdalign", "cached", "teacher cached", teacher=False, sorted=True),
     Row("joint", "kdalign", "alone", "fine-tuning without a teacher", teacher=False, sorted=True),
     Row("joint", "trainer", "dynamic", DYNAMIC),
     Row("joint", "trainer", "tuned", TUNED, sorted=True),
-    Row("joint", "textbrewer", "padded", "every row padded to 128 tokens, as in its examples"),
+    Row("joint", "textbrewer", "padded", "rows padded to 128, as in its examples"),
     Row("joint", "textbrewer", "dynamic", DYNAMIC),
     Row("joint", "textbrewer", "tuned", TUNED, sorted=True),
     Row("joint", "torchdistill", "dynamic", DYNAMIC),
     Row("joint", "torchdistill", "tuned", TUNED, sorted=True),
     Row("embedding", "kdalign", "embedding", "embeddings alone", sorted=True),
-    Row("embedding", "kdalign", "embedding-layers", "defaults: layers and attention maps, too", sorted=True),
-    Row("embedding", "sentence-transformers", "documented", "mean squared error, as in its documentation"),
+    Row("embedding", "kdalign", "embedding-layers", "layers and attention maps, too", sorted=True),
+    Row("embedding", "sentence-transformers", "documented", "as in its documentation"),
     Row("embedding", "sentence-transformers", "tuned", TUNED, sorted=True),
     Row("language", "kdalign", "language", "forward KL alone"),
     Row("language", "trl", "gkd", "GKDTrainer"),

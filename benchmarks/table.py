@@ -34,24 +34,25 @@ def score_cell(turns: Sequence[Turn], when: str, counted: str) -> str:
     )
 
 
-def headings(kept: Mapping[str, Any], scored: bool) -> list[str]:
+def headings(kept: Mapping[str, Any], group: str) -> list[str]:
     """Return the headings of a group's columns."""
-    names = ["", "samples/s", "tokens/s", "CPU s for 1,000 samples", "GiB", "share of peak", "× kdalign"]
-    limits = kept["settings"]
-    if scored and limits["accuracy_steps"]:
-        names += [
-            f"accuracy after {limits['accuracy_steps']:,} steps (seconds)",
-            f"after {limits['accuracy_seconds']:,.0f} s (steps)",
-        ]
+    names, limits = ["", "samples/s", "tokens/s", "CPU s", "GiB", "peak", "× kdalign"], kept["settings"]
+    if is_scored(kept, group):
+        names.append(f"accuracy at {limits['accuracy_steps']:,} steps (s)")
+        names.append(f"at {limits['accuracy_seconds']:,.0f} s (steps)")
     return names
+
+
+def is_scored(kept: Mapping[str, Any], group: str) -> bool:
+    """Return whether the students of a group were scored."""
+    return GROUPS[group].scored and kept["settings"]["accuracy_steps"] > 0
 
 
 def lines(kept: Mapping[str, Any], group: str) -> Iterator[list[str]]:
     """Return the cells of each row of a group."""
     rows = [row for row in kept["rows"] if row["group"] == group]
     flops = kept["flops"][GROUPS[group].models]
-    scored = len(headings(kept, GROUPS[group].scored)) > len(headings(kept, False))
-    width = len(headings(kept, GROUPS[group].scored))
+    width = len(headings(kept, group))
     reference = by_number(rows[0]) if rows[0]["peer"] == "kdalign" else {}
     for row in rows:
         numbered = by_number(row)
@@ -69,7 +70,7 @@ def lines(kept: Mapping[str, Any], group: str) -> Iterator[list[str]]:
             cell(percent(statistic.share(done, work, kept["peaks"])), ".0f", " %"),
             cell(statistic.ratio(numbered, reference), ".2f"),
         ]
-        if scored:
+        if is_scored(kept, group):
             cells += [score_cell(done, "after_steps", "seconds"), score_cell(done, "after_seconds", "steps")]
         yield cells
 
@@ -85,32 +86,40 @@ def percent(spread: Spread | None) -> Spread | None:
 
 
 def name_of(row: Mapping[str, Any], turns: Mapping[int, Turn]) -> str:
-    """Name a row, with its precision and what must be known of its turns."""
+    """Name a row, with its precision; a star is for a busy machine."""
     precision = "/".join(sorted({turn["precision"] for turn in turns.values()}))
-    text = f"{row['peer']} ({precision}), {row['what']}"
-    found = statistic.busy(turns)
-    if found:
-        text += f"; busy machine in turn {', '.join(map(str, found))}"
-    if row["error"]:
-        text += f"; a turn failed: {row['error']}"
-    return text
+    return f"{row['peer']}, {row['what']} ({precision}){'*' if statistic.busy(turns) else ''}"
 
 
 def notes(kept: Mapping[str, Any]) -> list[str]:
     """Say how the table was made: turns, machine, versions and what the columns mean."""
     machine, settings, peaks = kept["machine"], kept["settings"], kept["peaks"]
+    libraries = machine["libraries"]
     products = " and ".join(f"{peak / 1e9:,.0f} in {precision}" for precision, peak in peaks.items())
     made = (
-        f"Medians of {settings['turns']} turns with the least and the largest; every turn is a new process, and the rows "
-        f"take turns. {kept['created']}, {machine['processor']}, {machine['threads']} of {machine['cpus']} cores, "
-        f"torch {machine['libraries']['torch']}, transformers {machine['libraries']['transformers']}. Peak of matrix "
-        f"products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s."
+        f"Medians of at most {settings['turns']} turns with the least and the largest; every turn is a new process, "
+        f"and the rows take turns. {kept['created']}, {machine['processor']}, {machine['threads']} of "
+        f"{machine['cpus']} cores, torch {libraries['torch']}, transformers {libraries['transformers']}. "
+        f"Peak of matrix products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s."
     )
     meaning = (
-        "Tokens are real ones, without padding; the share of the peak counts the matrix products that these need, in the "
-        "row's precision. × kdalign: samples a second in units of the first row's, of the same turn."
+        "Tokens are real ones, without padding. CPU s: processor time for 1,000 samples. Peak: the matrix products that "
+        "the real tokens need, as a share of what this machine does in the row's precision. × kdalign: samples a second "
+        "in units of the first row's, of the same turn."
     )
-    return [made, meaning, *caching(kept), *versions(kept)]
+    return [made, meaning, *troubles(kept), *caching(kept), *versions(kept)]
+
+
+def troubles(kept: Mapping[str, Any]) -> Iterator[str]:
+    """Say which turns other processes disturbed, and which failed."""
+    for row in kept["rows"]:
+        name, found = f"{row['peer']}, {row['what']}", statistic.busy(by_number(row))
+        if found:
+            yield f"* {name}: other processes were at work in turn {', '.join(map(str, found))}."
+        if row["error"] and row["turns"]:
+            yield f"{name}: {len(row['turns'])} turns only; another one failed: {row['error']}"
+    if kept["other_cores"] > statistic.MOST_OTHERS:
+        yield f"Other processes kept {kept['other_cores']:.1f} cores busy while the peaks were measured."
 
 
 def caching(kept: Mapping[str, Any]) -> Iterator[str]:
@@ -119,8 +128,8 @@ def caching(kept: Mapping[str, Any]) -> Iterator[str]:
         if row["variant"] == "cached" and len(row["turns"]) > 1:
             first, *later = (turn["preparing_seconds"] for turn in row["turns"])
             yield (
-                f"The cache was filled before the clock started: {first:.0f} s from models and rows to the first step "
-                f"in the first turn, {min(later):.0f} s in a later one."
+                f"The cache was filled before the clock started: the first turn prepared for {first:.0f} s, a later "
+                f"one for {min(later):.0f} s."
             )
 
 
@@ -133,9 +142,8 @@ def versions(kept: Mapping[str, Any]) -> Iterator[str]:
     for peer in dict.fromkeys(row["peer"] for row in kept["rows"]):
         others = {turn["torch"] for row in kept["rows"] if row["peer"] == peer for turn in row["turns"]} - {shared}
         if others:
-            yield f"{peer} ran with torch {', '.join(sorted(others))}, since its compiled part does not load with {shared}."
-    if max(kept["other_cores"], 0.0) > statistic.MOST_OTHERS:
-        yield f"Other processes kept {kept['other_cores']:.1f} cores busy while the peaks were measured."
+            own = ", ".join(sorted(others))
+            yield f"{peer} ran with torch {own}, since its compiled part does not load with {shared}."
 
 
 def groups_of(kept: Mapping[str, Any]) -> list[str]:
@@ -146,9 +154,9 @@ def groups_of(kept: Mapping[str, Any]) -> list[str]:
 def show(kept: Mapping[str, Any], console: Console) -> None:
     """Print the tables."""
     for group in groups_of(kept):
-        first, *others = headings(kept, GROUPS[group].scored)
+        first, *others = headings(kept, group)
         table = Table(title=GROUPS[group].title, title_justify="left")
-        table.add_column(first, overflow="fold")
+        table.add_column(first, min_width=22, overflow="fold")
         for name in others:
             table.add_column(name, justify="right")
         for cells in lines(kept, group):
@@ -162,7 +170,7 @@ def markdown(kept: Mapping[str, Any]) -> str:
     """Return the tables in Markdown."""
     parts = []
     for group in groups_of(kept):
-        names = headings(kept, GROUPS[group].scored)
+        names = headings(kept, group)
         rule = "|---|" + "---:|" * (len(names) - 1)
         body = [" | ".join(each.replace("|", "\\|") for each in cells) for cells in lines(kept, group)]
         rows = [f"| {line} |" for line in (" | ".join(names), *body)]

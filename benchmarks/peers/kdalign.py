@@ -35,7 +35,8 @@ def flags_of(job: Job, folder: str) -> dict[str, Any]:
         "teacher": job.teacher, "student": f"layers={layers}", "data.task": "sst2", "data.folder": job.data,
         "data.max_length": LENGTH, "train.batch_size": BATCH, "train.lr": RATE, "train.weight_decay": DECAY,
         "train.clip": CLIP, "train.scheduler": "constant", "train.warmup": 0.0, "train.max_steps": STEPS,
-        "train.profile": False, "train.seed": job.seed, "train.eval_every": STEPS, "train.checkpoint_every": STEPS, "out": f"{folder}/run",
+        "train.seed": job.seed, "train.profile": False, "train.eval_every": STEPS, "train.checkpoint_every": STEPS,
+        "out": f"{folder}/run",
     }  # fmt: skip
     if job.variant == "cached":
         flags |= {"cache.folder": f"{job.scratch}/kdalign-cache"}

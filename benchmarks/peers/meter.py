@@ -66,7 +66,7 @@ class Counts:
 
     def _count(self, model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         if model.training:
-            mask = named["attention_mask"]
+            mask = (named or given[0])["attention_mask"]  # sentence-transformers gives its features as one dictionary
             self.samples += len(mask)
             self.tokens += int(mask.sum())
 

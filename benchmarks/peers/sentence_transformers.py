@@ -17,7 +17,6 @@ from sentence_transformers import (
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import MSELoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.peers.encoder import BATCH, CLIP, DECAY, LENGTH, RATE, Data
@@ -48,13 +47,13 @@ def main() -> None:
         encoding = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - worked}
     options = SentenceTransformerTrainingArguments(
         output_dir=f"{job.scratch}/sentence-transformers", per_device_train_batch_size=BATCH, max_steps=10**6,
-        learning_rate=RATE, seed=job.seed, weight_decay=DECAY, max_grad_norm=CLIP, lr_scheduler_type="constant", use_cpu=True,
-        bf16=tuned, report_to=[], save_strategy="no", disable_tqdm=True,
+        learning_rate=RATE, weight_decay=DECAY, max_grad_norm=CLIP, lr_scheduler_type="constant", seed=job.seed,
+        use_cpu=True, bf16=tuned, report_to=[], save_strategy="no", disable_tqdm=True,
         **({"batch_sampler": group_by_length} if tuned else {}),
     )  # fmt: skip
     dataset = Dataset.from_dict({"sentence": texts, "label": labels})
     trainer = SentenceTransformerTrainer(student, options, train_dataset=dataset, loss=MSELoss(student))
-    meter = Meter(job, Counts(student[0].auto_model))
+    meter = Meter(job, Counts(student[0]))
     meter.run(trainer.train)
     assert meter.speed is not None
     for clock, spent in encoding.items():

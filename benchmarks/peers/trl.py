@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
 from benchmarks.on_policy import Pair, rows_of, trl_steps
-from benchmarks.settings import PAIR_SHAPE
 from benchmarks.peers.meter import Job, Meter
+from benchmarks.settings import PAIR_SHAPE
 
 
 class OnGivenRows(DistillationTrainer):
