@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from benchmarks.settings import GROUPS, MODES, Mode, Row, choose_rows
 from benchmarks.table import markdown, show
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
-from kdalign.files import read_json, write_json
+from kdalign.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
@@ -156,17 +155,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_page(kept: dict[str, Any], page: Path, source: str) -> None:
-    """Put the tables between the comments that name the file they are made of.
+    """Put the tables between two comments, of which the first names the file that they are made of.
 
-    Raises:
-        UsageError: the page has no such comments.
+    They are put in place of those that are there, and else at the page's end; `tools/refresh.py` checks them.
     """
-    marker = f"<!-- python -m benchmarks.run --render {source} -->"
-    text = page.read_text(encoding="utf-8")
-    block = re.compile(re.escape(marker) + r"\n.*?<!-- end -->", re.DOTALL)
-    if not block.search(text):
-        raise UsageError(f"{page} has no comment {marker!r} with an end, between which the table would be written")
-    page.write_text(block.sub(lambda _: f"{marker}\n{markdown(kept)}\n<!-- end -->", text), encoding="utf-8")
+    begin, end = f"<!-- python -m benchmarks.run --render {source} -->\n", "\n<!-- end -->"
+    before, found, after = page.read_text(encoding="utf-8").partition(begin)
+    if found:
+        after = after.partition(end)[2]
+    else:
+        before, after = f"{before.rstrip()}\n\n## Beside other libraries\n\n", "\n"
+    write_text(page, f"{before}{begin}{markdown(kept)}{end}{after}")
 
 
 def make_parser() -> argparse.ArgumentParser:

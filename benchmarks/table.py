@@ -103,19 +103,21 @@ def notes(kept: Mapping[str, Any]) -> list[str]:
         f"Peak of matrix products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s."
     )
     meaning = (
-        "Tokens are real ones, without padding. CPU s: processor time for 1,000 samples. Peak: the matrix products that "
-        "the real tokens need, as a share of what this machine does in the row's precision. × kdalign: samples a second "
-        "in units of the first row's, of the same turn."
+        "Tokens are real ones, without padding. CPU s: processor time for 1,000 samples. Peak: the matrix products "
+        "that the real tokens need, as a share of what this machine does in the row's precision. × kdalign: samples "
+        "a second in units of the first row's, of the same turn."
     )
     return [made, meaning, *troubles(kept), *caching(kept), *versions(kept)]
 
 
 def troubles(kept: Mapping[str, Any]) -> Iterator[str]:
     """Say which turns other processes disturbed, and which failed."""
-    for row in kept["rows"]:
-        name, found = f"{row['peer']}, {row['what']}", statistic.busy(by_number(row))
-        if found:
-            yield f"* {name}: other processes were at work in turn {', '.join(map(str, found))}."
+    names = [f"{row['peer']}, {row['what']}" for row in kept["rows"]]
+    found = [statistic.busy(by_number(row)) for row in kept["rows"]]
+    disturbed = [f"{name} ({', '.join(map(str, turns))})" for name, turns in zip(names, found, strict=True) if turns]
+    if disturbed:
+        yield f"Rows with a star: other processes were at work in these turns: {'; '.join(disturbed)}."
+    for name, row in zip(names, kept["rows"], strict=True):
         if row["error"] and row["turns"]:
             yield f"{name}: {len(row['turns'])} turns only; another one failed: {row['error']}"
     if kept["other_cores"] > statistic.MOST_OTHERS:
