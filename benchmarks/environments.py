@@ -38,7 +38,7 @@ PACKAGES = {
 
 
 class NotInstalled(Exception):
-    """A peer's packages cannot be installed; the message is pip's last line."""
+    """A peer's environment cannot be made; the message is the last line of venv or pip."""
 
 
 def python_of(peer: str, folder: Path) -> Path:
@@ -62,7 +62,7 @@ def python_of(peer: str, folder: Path) -> Path:
 
 def _make(home: Path, packages: Packages) -> None:
     python = home / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, stdout=subprocess.DEVNULL)
+    _run([sys.executable, "-m", "venv", "--clear", str(home)])
     _install(python, ["--no-deps", *packages.pinned])
     (site,) = home.glob("lib/python*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -72,11 +72,14 @@ def _make(home: Path, packages: Packages) -> None:
 
 
 def _install(python: Path, words: list[str]) -> None:
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
-    done = subprocess.run(pip, capture_output=True, text=True)
+    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words])
+
+
+def _run(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise NotInstalled(lines[-1] if lines else f"pip ended with status {done.returncode}")
+        said = done.stderr.splitlines() or done.stdout.splitlines() or [f"ended with status {done.returncode}"]
+        raise NotInstalled(([line for line in said if line.startswith("ERROR")] or said)[-1])
 
 
 def _imports(python: Path, module: str) -> bool:

@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def take_turns(
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measure all that is asked for, and return it as it is kept."""
-    rows = choose_rows(given.only, bool(given.lm_teacher))
+    begun, rows = time.monotonic(), choose_rows(given.only, bool(given.lm_teacher))
     if not given.lm_teacher:
         tell("no --lm-teacher: language models are left out")
     mode = MODES["full" if given.full else "quick"].with_turns(given.turns)
@@ -145,13 +146,25 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         machine = run_module(Path(sys.executable), "benchmarks.prepare", words)
         measured = take_turns(rows, mode, given, folder, pythons)
     return {
-        "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
+        "command": command_of(given),
         "created": datetime.date.today().isoformat(),
         "settings": asdict(mode),
         "versions": {peer: PACKAGES[peer].pinned for peer in pythons if peer in PACKAGES},
         **machine,
+        "minutes": (time.monotonic() - begun) / 60,
         "rows": [each.to_json() for each in measured],
     }
+
+
+def command_of(given: argparse.Namespace) -> str:
+    """Return the command as others may give it: with the names of folders, and without where they lie here."""
+    words = ["--full" if given.full else "--quick"]
+    for name in ("teacher", "data", "lm_teacher"):
+        if getattr(given, name):
+            words += [f"--{name.replace('_', '-')}", Path(getattr(given, name)).name]
+    words += ["--only", *given.only] if given.only else []
+    words += ["--turns", str(given.turns)] if given.turns else []
+    return shlex.join(["python", "-m", "benchmarks.run", *words])
 
 
 def write_page(kept: dict[str, Any], page: Path, source: str) -> None:

@@ -100,7 +100,8 @@ def notes(kept: Mapping[str, Any]) -> list[str]:
         f"Medians of at most {settings['turns']} turns with the least and the largest; every turn is a new process, "
         f"and the rows take turns. {kept['created']}, {machine['processor']}, {machine['threads']} of "
         f"{machine['cpus']} cores, torch {libraries['torch']}, transformers {libraries['transformers']}. "
-        f"Peak of matrix products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s."
+        f"Peak of matrix products: {products} GFLOP/s; memory: {kept['bandwidth'] / 1e9:,.1f} GB/s. "
+        f"All in {kept['minutes']:,.0f} minutes."
     )
     meaning = (
         "Tokens are real ones, without padding. CPU s: processor time for 1,000 samples. Peak: the matrix products "

@@ -34,6 +34,7 @@ def kept():
         "versions": {"textbrewer": ["textbrewer==0.2.1.post1"]},
         "peaks": {"fp32": 2e4, "bf16": 4e4},
         "bandwidth": 2e10,
+        "minutes": 3.0,
         "other_cores": 0.0,
         "flops": {"classifier": {"teacher": 2.0, "student": 3.0, "length": 10}},
         "machine": {"processor": "a processor", "cpus": 2, "threads": 1,
