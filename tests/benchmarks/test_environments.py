@@ -34,5 +34,5 @@ def test_an_environment_that_is_as_wanted_is_not_made_again(tmp_path):
 
 def test_a_package_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(PACKAGES, "trl", Packages((f"{tmp_path}/nothing.whl",)))
-    with pytest.raises(NotInstalled, match="nothing.whl"):
+    with pytest.raises(NotInstalled, match=r"nothing\.whl"):
         python_of("trl", tmp_path)
