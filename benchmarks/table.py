@@ -61,9 +61,10 @@ def lines(kept: Mapping[str, Any], group: str) -> Iterator[list[str]]:
             yield [f"{row['peer']}, {row['what']}: {row['error']}", *[EMPTY] * (width - 1)]
             continue
         work = flops["student"] + (flops["teacher"] if row["teacher"] else 0.0)
+        speed = statistic.measure(done, "samples_per_second")
         cells = [
             name_of(row, numbered),
-            cell(statistic.measure(done, "samples_per_second"), ",.1f"),
+            cell(speed, ",.1f" if speed and speed.median >= 10 else ".2f"),
             cell(statistic.measure(done, "tokens_per_second")),
             cell(statistic.measure(done, "cpu_seconds"), ",.1f"),
             cell(statistic.measure(done, "gib"), ".2f"),
