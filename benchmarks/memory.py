@@ -1,6 +1,6 @@
 """Compare the predicted peak of a recipe's memory with the measured one, part by part.
 
-    python benchmarks/memory.py RECIPE.yaml [KEY=VALUE ...] [--steps 3] [--json]
+    python -m benchmarks.memory RECIPE.yaml [KEY=VALUE ...] [--steps 3] [--json]
 
 Loads the models and trains some steps, the longest texts first, in this process, which is to be a fresh one; nothing
 is scored. Measured is the largest resident memory of the process, on CUDA that of torch's tensors.
@@ -11,9 +11,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from step import begin_training
-
-from kdalign.devices import deterministic_on_cpu, make_accelerator
+from benchmarks.step import begin_training
+from kdalign.devices import deterministic_on_cpu
 from kdalign.environment import peak_memory
 from kdalign.recipe import build_recipe
 from kdalign.training.loop import Trainer
@@ -29,15 +28,15 @@ def sort_longest_first(trainer: Trainer) -> None:
 def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:
     """Predict and measure a run in this folder."""
     recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={given.steps}"])
-    accelerator = make_accelerator(recipe.train.device)
-    run, _, trainer = begin_training(recipe, accelerator, given.steps)
-    loaded = peak_memory(accelerator.device)
+    trainer, _, run = begin_training(recipe, given.steps)
+    device = trainer.accelerator.device
+    loaded = peak_memory(device)
     sort_longest_first(trainer)
-    with deterministic_on_cpu(accelerator.device):
+    with deterministic_on_cpu(device):
         for _ in range(given.steps):
             trainer._take_step(False)
     assert run.memory is not None, "a checked run has a prediction"
-    peak = peak_memory(accelerator.device)
+    peak = peak_memory(device)
     return {
         "predicted": run.memory.total,
         "measured": peak,

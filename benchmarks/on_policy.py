@@ -4,29 +4,43 @@ Both train a student of LAYERS layers, cut from the teacher, with forward KL alo
 random tokens. Off-policy, all of a row is predicted; on-policy, half of it is a prompt, and the student samples the
 other half at temperature 1, which no token ends. Figures are tokens of rows a second, and the process's peak memory.
 
-    python benchmarks/on_policy.py --teacher DIR --trl /tmp/trl
+    python -m benchmarks.on_policy --teacher DIR --environments /tmp/environments
 
-makes an environment with TRL in /tmp/trl, on top of the packages of the one that runs this (`pip install --no-deps
-trl`), and prints each round and the ratios of the medians. Run it on a quiet machine.
+makes an environment with TRL there, on top of the packages of the one that runs this, and prints each round and the
+ratios of the medians. Run it on a quiet machine.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.environments import python_of
+from benchmarks.machine import peak_gib
 
 KINDS = ("off-policy", "on-policy")
 UNLABELLED = -100
 
 
-def measure(given: argparse.Namespace, step, before: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Pair:
+    """Folders of a teacher and its student, and the shape of a step's rows."""
+
+    teacher: str
+    student: str
+    rows: int
+    length: int
+
+
+def measure(given: argparse.Namespace, pair: Pair, step: Callable[[], None], before: int) -> dict[str, float]:
     """Time steps after some that warm up; ``step`` takes the next one."""
     for _ in range(before):
         step()
@@ -35,27 +49,29 @@ def measure(given: argparse.Namespace, step, before: int) -> dict[str, float]:
         begun = time.perf_counter()
         step()
         times.append(time.perf_counter() - begun)
-    tokens = given.rows * given.length
-    return {"tokens_per_second": tokens / statistics.median(times), "seconds": statistics.median(times)}
+    seconds = statistics.median(times)
+    return {"tokens_per_second": pair.rows * pair.length / seconds, "seconds": seconds, "gib": peak_gib()}
 
 
-def rows_of(given: argparse.Namespace) -> list[list[int]]:
+def rows_of(pair: Pair) -> list[list[int]]:
+    """Rows of random tokens, the same for every library."""
     import numpy as np
     from transformers import AutoConfig
 
-    entries = int(AutoConfig.from_pretrained(given.teacher).vocab_size)
-    return np.random.default_rng(0).integers(10, entries, (given.rows, given.length)).tolist()
+    entries = int(AutoConfig.from_pretrained(pair.teacher).vocab_size)
+    return np.random.default_rng(0).integers(10, entries, (pair.rows, pair.length)).tolist()
 
 
-def run_kdalign(given: argparse.Namespace, kind: str) -> dict[str, float]:
-    """kdalign's own loop, alarms and history included; the first five on-policy steps also measure the data."""
+@contextmanager
+def kdalign_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Steps of kdalign's own loop, alarms and history included; the first on-policy steps also measure the data."""
     import torch
-    from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
 
     from kdalign.alignment.projections import Projections
     from kdalign.alignment.propose import propose
     from kdalign.data.tokenized_split import TokenizedSplit
+    from kdalign.devices import deterministic_on_cpu, make_accelerator
     from kdalign.models.architecture import describe
     from kdalign.models.sampling import Sampling
     from kdalign.objective.build import build_language_objective
@@ -66,52 +82,52 @@ def run_kdalign(given: argparse.Namespace, kind: str) -> dict[str, float]:
     from kdalign.training.learner import Learner
     from kdalign.training.loop import Trainer
     from kdalign.training.on_policy import OnPolicy
-    from kdalign.training.sample_alarms import FIRST
     from kdalign.training.task_trainer import Stage, TrainTask
 
-    device, dtype = torch.device("cpu"), torch.bfloat16
+    accelerator, dtype = make_accelerator("cpu"), torch.bfloat16
     big, small = (
-        AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in (given.teacher, given.student)
+        AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in (pair.teacher, pair.student)
     )
-    teacher = ComputedTeacher(big, None, dtype, device)
+    teacher = ComputedTeacher(big, None, dtype, accelerator.device)
     weights = ObjectiveWeights(hard=0, alpha=1, beta=0, gamma=0, delta=0, temperature=1)
     plan = propose(describe(big.config), describe(small.config))
     objective = build_language_objective(weights, plan, dtype)
     learner = Learner(small, Projections((), 0), plan, [objective], None, True)
-    half = given.length // 2 if kind == "on-policy" else 1
-    rows = rows_of(given)
+    half = pair.length // 2 if kind == "on-policy" else 1
+    rows = rows_of(pair)
     columns = {
         "input_ids": [row[:-1] for row in rows],
         "targets": [[UNLABELLED] * (half - 1) + row[half:] for row in rows],
     }
     encoded = TokenizedSplit(columns, None, {"input_ids": 0, "targets": UNLABELLED})
-    settings = OnPolicySettings(share=float(kind == "on-policy"), max_new_tokens=given.length - half)
+    settings = OnPolicySettings(share=float(kind == "on-policy"), max_new_tokens=pair.length - half)
     entries = int(small.config.vocab_size)
-    sampling = Sampling(settings.max_new_tokens, 1.0, 1.0, frozenset(), entries, given.length)
-    on_policy = OnPolicy(settings, sampling, 0, given.length, dtype)
+    sampling = Sampling(settings.max_new_tokens, 1.0, 1.0, frozenset(), entries, pair.length)
+    on_policy = OnPolicy(settings, sampling, 0, pair.length, dtype)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         run.begin("{}", {}, keep=False)
         task = TrainTask("speed", learner, teacher, [Stage(0.0, objective)], encoded, run, on_policy=on_policy)
-        before = 1 + FIRST * (kind == "on-policy")
-        train = TrainSettings(max_steps=before + given.steps, batch_size=given.rows, lr=1e-5, clip=1.0)
-        trainer = Trainer([task], [0] * train.max_steps, train, Accelerator(cpu=True), run, NullObserver())
-        return measure(given, lambda: trainer._take_step(False), before)
+        train = TrainSettings(max_steps=steps, batch_size=pair.rows, lr=1e-5, clip=1.0)
+        trainer = Trainer([task], [0] * steps, train, accelerator, run, NullObserver())
+        with deterministic_on_cpu(accelerator.device):
+            yield lambda: trainer._take_step(False)
 
 
-def run_trl(given: argparse.Namespace, kind: str) -> dict[str, float]:
-    """TRL's GKD trainer, a step at a time."""
+@contextmanager
+def trl_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Steps of TRL's GKD trainer, which needs not know how many."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    big = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=torch.bfloat16)
-    small = AutoModelForCausalLM.from_pretrained(given.student, dtype=torch.float32)
+    big = AutoModelForCausalLM.from_pretrained(pair.teacher, dtype=torch.bfloat16)
+    small = AutoModelForCausalLM.from_pretrained(pair.student, dtype=torch.float32)
     small.generation_config.eos_token_id = None  # samples have their full length
-    tokenizer = AutoTokenizer.from_pretrained(given.teacher)
-    half = given.length // 2 if kind == "on-policy" else 1
-    ids = torch.tensor(rows_of(given))
+    tokenizer = AutoTokenizer.from_pretrained(pair.teacher)
+    half = pair.length // 2 if kind == "on-policy" else 1
+    ids = torch.tensor(rows_of(pair))
     labels = ids.clone()
     labels[:, :half] = UNLABELLED
     batch = {
@@ -121,7 +137,7 @@ def run_trl(given: argparse.Namespace, kind: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
             output_dir=folder, lmbda=float(kind == "on-policy"), beta=0.0, temperature=1.0, bf16=True, use_cpu=True,
-            max_new_tokens=given.length - half, per_device_train_batch_size=given.rows, report_to=[], max_length=None,
+            max_new_tokens=pair.length - half, per_device_train_batch_size=pair.rows, report_to=[], max_length=None,
             learning_rate=1e-5, gradient_checkpointing=False,
         )  # fmt: skip
         trainer = GKDTrainer(
@@ -138,18 +154,23 @@ def run_trl(given: argparse.Namespace, kind: str) -> dict[str, float]:
             optimizer.step()
             model.zero_grad()
 
-        return measure(given, step, 1)
+        yield step
 
 
-def make_environment(folder: Path) -> Path:
-    """An environment with TRL on top of the packages of this one; return its Python."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "trl"], check=True)
-    (found,) = folder.glob("lib/python*/site-packages")
-    (found / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
+STEPS: dict[str, Callable[[Pair, str, int], AbstractContextManager[Callable[[], None]]]] = {
+    "kdalign": kdalign_steps,
+    "trl": trl_steps,
+}
+
+
+def work(given: argparse.Namespace) -> dict[str, float]:
+    """Measure one library in this process."""
+    from kdalign.training.sample_alarms import FIRST
+
+    pair = Pair(given.teacher, given.student, given.rows, given.length)
+    before = 1 + FIRST * (given.kind == "on-policy" and given.worker == "kdalign")
+    with STEPS[given.worker](pair, given.kind, before + given.steps) as step:
+        return measure(given, pair, step, before)
 
 
 def cut_student(teacher: str, layers: int, folder: Path) -> None:
@@ -167,7 +188,7 @@ def cut_student(teacher: str, layers: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--trl", type=Path, help="environment with TRL; made if it is not there")
+    parser.add_argument("--environments", type=Path, help="folder for an environment with TRL; made if it is not there")
     parser.add_argument("--layers", type=int, default=15, help="layers of the student")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
@@ -179,30 +200,21 @@ def main() -> None:
     parser.add_argument("--student", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        found = {"kdalign": run_kdalign, "trl": run_trl}[given.worker](given, given.kind)
-        print(json.dumps({**found, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+        print(json.dumps(work(given)))
         return
-    pythons = {"kdalign": Path(sys.executable)} | ({"trl": make_environment(given.trl)} if given.trl else {})
+    pythons = {"kdalign": Path(sys.executable)}
+    if given.environments:
+        pythons["trl"] = python_of("trl", given.environments)
     told: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as student:
         cut_student(given.teacher, given.layers, Path(student))
         for number in range(given.rounds):
             for kind in given.kinds:
                 for name, python in pythons.items():
-                    words = [
-                        str(python),
-                        __file__,
-                        *sys.argv[1:],
-                        "--worker",
-                        name,
-                        "--kind",
-                        kind,
-                        "--student",
-                        student,
-                    ]
-                    done = subprocess.run(
-                        words, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-                    )
+                    words = [str(python), "-m", "benchmarks.on_policy", *sys.argv[1:]]
+                    words += ["--worker", name, "--kind", kind, "--student", student]
+                    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+                    done = subprocess.run(words, capture_output=True, text=True, env=environment)
                     if done.returncode:
                         sys.exit(f"{name}, {kind}: {done.stderr[-2000:]}")
                     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -212,7 +224,7 @@ def main() -> None:
                         f"({found['seconds']:.2f} s a step), {found['gib']:.1f} GiB",
                         flush=True,
                     )
-    for kind in given.kinds if given.trl else ():
+    for kind in given.kinds if given.environments else ():
         ours, theirs = (statistics.median(told[name, kind]) for name in ("kdalign", "trl"))
         print(f"{kind}: {ours / theirs:.2f} times TRL's tokens/s")
 

@@ -1,6 +1,6 @@
 """Measure the training steps of a recipe: speed, processor time, memory, and their share of what the machine can do.
 
-    python benchmarks/step.py RECIPE.yaml [KEY=VALUE ...] [--steps 5] [--warm-up 2] [--json]
+    python -m benchmarks.step RECIPE.yaml [KEY=VALUE ...] [--steps 5] [--warm-up 2] [--json]
 
 Prints tokens a second, CPU seconds for 1,000 tokens (steadier than the clock where other work is running), peak memory,
 and the share of the matrix products' peak: the floating-point operations of a step (both models' forwards, the
@@ -10,15 +10,13 @@ would do in the step's time. Teacher and student are not scored. Run it on a qui
 
 import argparse
 import json
-import resource
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
+from transformers import PreTrainedModel
 
+from benchmarks.machine import peak_flops, peak_gib, share_of_peak, wait
 from kdalign.devices import deterministic_on_cpu, make_accelerator
 from kdalign.distillation import load as loading
 from kdalign.distillation.build import build_task
@@ -33,36 +31,25 @@ from kdalign.recipe import Recipe, build_recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer
 
-SIZE = 2048
 
-
-def peak_flops(dtype: torch.dtype, rounds: int = 7) -> float:
-    """Floating-point operations a second of a large matrix product, the median of some rounds."""
-    one, other = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        one @ other
-        times.append(time.perf_counter() - begun)
-    return 2 * SIZE**3 / statistics.median(times[1:])
-
-
-def flops_a_token(trainer: Trainer, models: loading.LoadedModels, length: int) -> float:
+def flops_a_token(models: loading.LoadedModels, length: int) -> float:
     """Operations of a step for each token: the student's forward and backward, and each teacher's forward."""
-    counted = []
-    for model in (models.student, *(teacher.model for teacher in models.teachers)):
-        before, dtype = model.config._attn_implementation, model.dtype
-        model.set_attn_implementation("eager")
-        trains = model is models.student
-        counted.append(count_flops(model.float(), length, backward=trains).total / length)
-        model.to(dtype).set_attn_implementation(before)
-    return sum(counted)
+    teachers = sum(flops_of_training(teacher.model, length, backward=False) for teacher in models.teachers)
+    return flops_of_training(models.student, length, backward=True) + teachers
 
 
-def begin_training(
-    recipe: Recipe, accelerator: Accelerator, steps: int
-) -> tuple[PreparedRun, loading.LoadedModels, Trainer]:
-    """Begin a run of some steps, in which no model is scored."""
+def flops_of_training(model: PreTrainedModel, length: int, *, backward: bool) -> float:
+    """Operations of a model's forward, and of its backward if it is trained, for each of so many tokens."""
+    before, dtype = model.config._attn_implementation, model.dtype
+    model.set_attn_implementation("eager")
+    counted = count_flops(model.float(), length, backward=backward).total / length
+    model.to(dtype).set_attn_implementation(before)
+    return counted
+
+
+def begin_training(recipe: Recipe, steps: int) -> tuple[Trainer, loading.LoadedModels, PreparedRun]:
+    """Begin a run of the recipe's one task for so many steps, in which no model is scored."""
+    accelerator = make_accelerator(recipe.train.device)
     [run] = prepare_all(recipe)
     opened = open_run(run, accelerator)
     observer = begin_folder(opened, accelerator, NullObserver(), resume=False)
@@ -71,37 +58,37 @@ def begin_training(
     loading.measure_costs = lambda models, **_: ForwardCosts(1, [None] * len(models), [None] * len(models))
     models = loading.load(opened, accelerator, observer, Stopwatch("benchmark"))
     task = build_task(models, accelerator, observer, resume=False)
-    return run, models, Trainer([task], [0] * steps, opened.recipe.train, accelerator, task.folder, observer)
+    return Trainer([task], [0] * steps, opened.recipe.train, accelerator, task.folder, observer), models, run
 
 
 def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
     """Train some steps of the recipe, with a run in this folder, and return what they cost."""
     total = given.warm_up + given.steps
     recipe = build_recipe(given.recipe, {"out": f"{folder}/run"}, [*given.sets, f"train.max_steps={total}"])
-    accelerator = make_accelerator(recipe.train.device)
-    _, models, trainer = begin_training(recipe, accelerator, total)
+    trainer, models, _ = begin_training(recipe, total)
     opened = models.opened
     seconds, processor, tokens = [], [], []
-    with deterministic_on_cpu(accelerator.device):
+    with deterministic_on_cpu(trainer.accelerator.device):
         for _ in range(total):
             begun, worked, before = time.perf_counter(), time.process_time(), trainer.progress.tokens
             trainer._take_step(False)
+            wait()
             seconds.append(time.perf_counter() - begun)
             processor.append(time.process_time() - worked)
             tokens.append(trainer.progress.tokens - before)
     kept = slice(given.warm_up, None)
     read = sum(tokens[kept])
-    peak = peak_flops(torch.bfloat16 if opened.bf16 else torch.float32)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_gib()
+    peak = peak_flops("bf16" if opened.bf16 else "fp32")
     length = max(8, round(float(opened.texts.train.lengths.mean())))
-    work = flops_a_token(trainer, models, length) * read
+    work, speed = flops_a_token(models, length), read / sum(seconds[kept])
     return {
-        "tokens_per_second": read / sum(seconds[kept]),
+        "tokens_per_second": speed,
         "cpu_seconds_per_1000_tokens": 1000 * sum(processor[kept]) / read,
         "peak_gib": memory,
-        "gflops_of_products": work / sum(seconds[kept]) / 1e9,
+        "gflops_of_products": speed * work / 1e9,
         "gflops_of_peak": peak / 1e9,
-        "share_of_peak": work / sum(seconds[kept]) / peak,
+        "share_of_peak": share_of_peak(speed, work, peak),
         "first_step_seconds": seconds[0],
     }
 

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kdalign.errors import UsageError
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
@@ -131,6 +133,12 @@ def _numbers(*files: Path) -> tuple[int, int] | None:
         return None
 
 
+def busy_seconds() -> float:
+    """Return the seconds for which the cores ran any process since the machine was started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system + getattr(times, "nice", 0.0))  # Windows has no nice ones
+
+
 def keep_heap() -> None:
     """Let glibc keep freed buffers for the next ones of their size, where it would unmap and fault them in again.
 
@@ -167,11 +175,18 @@ def reset_peak_memory(device: Any) -> None:
 
 
 def peak_memory(device: Any) -> int | None:
-    """Return the most memory in bytes of this process, or of its tensors on a GPU; None if the system does not tell."""
+    """Return the most memory in bytes of this process, or of its tensors on a GPU; None if the system does not tell.
+
+    Linux counts it for the program; ``getrusage`` would also count what its parent had when it was started.
+    """
     if str(device).startswith("cuda"):
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.is_file():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

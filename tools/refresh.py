@@ -1,6 +1,7 @@
-"""Render the tables of docs/results from the archives in benchmarks/: python tools/refresh.py [--check].
+"""Render the tables of the documentation from what benchmarks/ keeps: python tools/refresh.py [--check].
 
-A table is between ``<!-- kdalign ... -->``, the command that prints it, and ``<!-- end -->``.
+A table is between ``<!-- kdalign ... -->`` or ``<!-- python -m benchmarks.run --render ... -->``, the command that
+prints it, and ``<!-- end -->``.
 """
 
 import contextlib
@@ -8,17 +9,22 @@ import difflib
 import io
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 from kdalign.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"<!-- (kdalign [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+MODULE = "python -m benchmarks.run --render "
+BLOCK = re.compile(rf"<!-- ((?:kdalign |{re.escape(MODULE)})[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(command: str) -> str:
-    """Run a command in this process and return its table in Markdown."""
+    """Run a command and return its table in Markdown."""
+    if command.startswith(MODULE):
+        words = [sys.executable, *shlex.split(command)[1:]]
+        return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     words = [*shlex.split(command)[1:], "--format", "markdown"]
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as output:
         app(words, standalone_mode=False)
@@ -37,7 +43,8 @@ def differences(page: Path, after: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    pages = {page: refresh(page.read_text(encoding="utf-8")) for page in sorted((ROOT / "docs/results").glob("*.md"))}
+    named = [*sorted((ROOT / "docs/results").glob("*.md")), ROOT / "docs/performance.md"]
+    pages = {page: refresh(page.read_text(encoding="utf-8")) for page in named}
     if "--check" in sys.argv[1:]:
         sys.exit("\n".join(line for page, after in pages.items() for line in differences(page, after)) or 0)
     for page, after in pages.items():

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 from transformers import PreTrainedModel
 
 from kdalign.distillation.teacher_cache import config_fingerprint
-from kdalign.environment import machine
+from kdalign.environment import busy_seconds, machine
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.profiling import flops_of, latencies_ms
@@ -74,13 +73,7 @@ def measure_costs(models: Sequence[PreTrainedModel], *, wanted: bool = True) -> 
 def _others() -> Iterator[list[float]]:
     """Measure how many cores other processes keep busy inside; the list holds the number afterwards."""
     found = [0.0]
-    begun, own, every = time.perf_counter(), time.process_time(), _busy_seconds()
+    begun, own, every = time.perf_counter(), time.process_time(), busy_seconds()
     yield found
-    others = _busy_seconds() - every - (time.process_time() - own)
+    others = busy_seconds() - every - (time.process_time() - own)
     found[0] = others / max(time.perf_counter() - begun, 1e-9)
-
-
-def _busy_seconds() -> float:
-    """Seconds for which the cores ran processes since the machine was started."""
-    times = psutil.cpu_times()
-    return float(times.user + times.system + getattr(times, "nice", 0.0))  # Windows has no nice ones
