@@ -1,7 +1,7 @@
 """Predict a run's peak memory from configurations, before any weight is loaded."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import psutil
@@ -24,6 +24,7 @@ from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import ROWS_AT_ONCE
 from kdalign.models import lora, student
 from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
+from kdalign.models.checkpoint_files import describe_config
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
@@ -130,7 +131,11 @@ def _trace(
     encoded = _longest_texts(run, tokenizer)
     encoded = with_corruption(encoded, recipe.data.augment, tokenizer, bool(recipe.objective.built.masked_lm))
     rows, accumulates = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
-    batch = collate(encoded, [int(encoded.lengths.argmax())] * rows)
+    longest = int(encoded.lengths.argmax())
+    batch = collate(encoded, [longest] * rows)
+    known = _key(run, ours, teachers, {name: column[longest] for name, column in encoded.columns.items()}, rows)
+    if known in _STEPS:
+        return _STEPS[known]
     mode, dtype, found = shapes_only(), torch.bfloat16 if bf16 else None, list[StepMemory]()
     for model in (ours, *(teacher.model for teacher in teachers)):
         without_storage(model, mode, device)
@@ -157,9 +162,33 @@ def _trace(
         learner.zero_grad(set_to_none=True)
     length = int(encoded.lengths.max())
     rows = max(1, TOKENS_AT_ONCE // length) if run.adapter.predicts_tokens else ROWS_AT_ONCE
-    scored = collate(encoded, [int(encoded.lengths.argmax())] * min(rows, len(run.splits.watched)))
+    scored = collate(encoded, [longest] * min(rows, len(run.splits.watched)))
     most = max(found, key=lambda step: sum(step.parts.values()))
-    return replace(most, scoring=trace_scoring(MemoryTrace(mode), learner.eval(), scored))
+    _STEPS[known] = replace(most, scoring=trace_scoring(MemoryTrace(mode), learner.eval(), scored))
+    return _STEPS[known]
+
+
+_STEPS: dict[str, StepMemory] = {}
+"""Steps that this process has counted: seeds and arms of one shape count alike."""
+
+
+def _key(
+    run: PreparedRun,
+    ours: PreTrainedModel,
+    teachers: Sequence[ComputedTeacher],
+    longest: Mapping[str, Sequence[int]],
+    rows: int,
+) -> str:
+    """Everything that decides a step's memory, as text."""
+    configs = [
+        describe_config(ours.config),
+        *(f"{each.model.dtype} {describe_config(each.model.config)}" for each in teachers),
+    ]
+    settings = run.recipe.model_dump(exclude={"out": True, "train": {"seed", "lr", "epochs", "max_steps"}})
+    watched = len(run.splits.watched)
+    return repr(
+        (configs, settings, run.task, run.plan, {name: list(row) for name, row in longest.items()}, rows, watched)
+    )
 
 
 def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:

@@ -11,6 +11,11 @@ from kdalign.recipe import build_recipe
 from kdalign.training.memory import MemoryPrediction, Part
 
 
+@pytest.fixture(autouse=True)
+def _nothing_counted_yet(monkeypatch):
+    monkeypatch.setattr(memory, "_STEPS", {})
+
+
 @pytest.fixture
 def run_of(teacher, data, tmp_path):
     """Prepare a run of a student of two layers on the CPU, with these keys in addition."""
@@ -68,6 +73,16 @@ def test_recomputed_layers_and_frozen_ones_need_less(run_of, monkeypatch):
 
 def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, monkeypatch):
     assert Part.TEACHER not in parts(run_of(**{"cache.folder": "auto"}), monkeypatch)
+
+
+def test_another_seed_counts_alike_and_is_not_counted_again(run_of, monkeypatch):
+    first, counted = parts(run_of(), monkeypatch), []
+    real = memory.trace_step
+    monkeypatch.setattr(memory, "trace_step", lambda *a, **k: counted.append(1) or real(*a, **k))
+    assert parts(run_of("train.seed=1", "train.lr=0.1"), monkeypatch) == first
+    assert not counted
+    assert parts(run_of("train.precision=bf16"), monkeypatch) != first
+    assert counted
 
 
 def test_the_prediction_changes_no_random_number(run_of):
