@@ -57,7 +57,8 @@ def test_moments_take_what_their_format_takes(run_of, monkeypatch, kept, size):
 
 
 def test_half_the_rows_of_a_micro_batch_have_half_the_activations(run_of, monkeypatch):
-    whole, half = (parts(run_of(f"train.micro_batch={rows}"), monkeypatch) for rows in (8, 4))
+    runs = (run_of("train.batch_size=256", f"train.micro_batch={rows}") for rows in (128, 64))
+    whole, half = (parts(run, monkeypatch) for run in runs)
     for part in (Part.ACTIVATIONS, Part.TEACHER_ACTIVATIONS):
         assert half[part] == pytest.approx(whole[part] / 2, rel=0.05)
 
@@ -99,6 +100,7 @@ def test_a_step_that_cannot_be_counted_is_estimated_and_the_line_says_so(run_of,
 
     run = run_of("data.max_length=16")  # about as long as the texts: the formula knows no others
     counted = predict_memory(run)
+    memory._STEPS.clear()
     monkeypatch.setattr(memory, "trace_step", fail)
     rough = predict_memory(run)
     assert str(rough).startswith("about ")
