@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.environments import python_of
-from benchmarks.machine import peak_gib
+from benchmarks.machine import device, peak_gib, wait
 
 KINDS = ("off-policy", "on-policy")
 UNLABELLED = -100
@@ -48,6 +48,7 @@ def measure(given: argparse.Namespace, pair: Pair, step: Callable[[], None], bef
     for _ in range(given.steps):
         begun = time.perf_counter()
         step()
+        wait()
         times.append(time.perf_counter() - begun)
     seconds = statistics.median(times)
     return {"tokens_per_second": pair.rows * pair.length / seconds, "seconds": seconds, "gib": peak_gib()}
@@ -84,7 +85,7 @@ def kdalign_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], No
     from kdalign.training.on_policy import OnPolicy
     from kdalign.training.task_trainer import Stage, TrainTask
 
-    accelerator, dtype = make_accelerator("cpu"), torch.bfloat16
+    accelerator, dtype = make_accelerator("auto"), torch.bfloat16
     big, small = (
         AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in (pair.teacher, pair.student)
     )
@@ -136,7 +137,7 @@ def trl_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], None]]
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
-            output_dir=folder, lmbda=float(kind == "on-policy"), beta=0.0, temperature=1.0, bf16=True, use_cpu=True,
+            output_dir=folder, lmbda=float(kind == "on-policy"), beta=0.0, temperature=1.0, bf16=True, use_cpu=device() == "cpu",
             max_new_tokens=pair.length - half, per_device_train_batch_size=pair.rows, report_to=[], max_length=None,
             learning_rate=1e-5, gradient_checkpointing=False,
         )  # fmt: skip
@@ -189,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--environments", type=Path, help="folder for an environment with TRL; made if it is not there")
+    parser.add_argument("--trl-here", action="store_true", help="take TRL from the environment that runs this")
     parser.add_argument("--layers", type=int, default=15, help="layers of the student")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
@@ -205,6 +207,8 @@ def main() -> None:
     pythons = {"kdalign": Path(sys.executable)}
     if given.environments:
         pythons["trl"] = python_of("trl", given.environments)
+    elif given.trl_here:
+        pythons["trl"] = Path(sys.executable)
     told: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as student:
         cut_student(given.teacher, given.layers, Path(student))
@@ -224,7 +228,7 @@ def main() -> None:
                         f"({found['seconds']:.2f} s a step), {found['gib']:.1f} GiB",
                         flush=True,
                     )
-    for kind in given.kinds if given.environments else ():
+    for kind in given.kinds if "trl" in pythons else ():
         ours, theirs = (statistics.median(told[name, kind]) for name in ("kdalign", "trl"))
         print(f"{kind}: {ours / theirs:.2f} times TRL's tokens/s")
 
