@@ -137,9 +137,9 @@ def trl_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], None]]
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
-            output_dir=folder, lmbda=float(kind == "on-policy"), beta=0.0, temperature=1.0, bf16=True, use_cpu=device() == "cpu",
+            output_dir=folder, lmbda=float(kind == "on-policy"), beta=0.0, temperature=1.0, bf16=True,
             max_new_tokens=pair.length - half, per_device_train_batch_size=pair.rows, report_to=[], max_length=None,
-            learning_rate=1e-5, gradient_checkpointing=False,
+            learning_rate=1e-5, gradient_checkpointing=False, use_cpu=device() == "cpu",
         )  # fmt: skip
         trainer = GKDTrainer(
             small, big, config, data_collator=lambda _: dict(batch), processing_class=tokenizer,
