@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdalign.data.epoch_order import sample_numbers
 from kdalign.data.tasks import ClassificationTask, Examples, UnlabelledSource, hold_out, unlabelled_texts
 from kdalign.data.tasks.loading import split_exists
 from kdalign.data.tasks.unlabelled import REST
@@ -111,7 +112,7 @@ def _split_watched(examples: Examples, settings: TrainSettings) -> tuple[Example
         kept, held = hold_out(examples, settings.holdout, settings.seed)
         return examples.take(kept), examples.take(held)
     size = int(np.clip(len(examples) // 20, *MONITORED))
-    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
+    rows = sample_numbers([settings.seed, 1], len(examples), size)
     characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
     rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
     return examples, examples.take(sorted(rows.tolist()))

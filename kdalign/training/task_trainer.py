@@ -136,7 +136,8 @@ class TaskTrainer:
             task.encoded.lengths, settings.batch_size, settings.batch_tokens, task.encoded.mixture
         )
         self.shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
-        self._begun, self._epoch, self._batches = -1, -1, list[list[int]]()
+        self._begun, self._epoch = -1, -1
+        self._batches: Sequence[list[int]] = ()
 
     @property
     def in_last_stage(self) -> bool:
