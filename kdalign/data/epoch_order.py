@@ -157,7 +157,8 @@ def _mix(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Mix the bits of 64-bit numbers: the last steps of SplitMix64 (Steele, Lea and Flood 2014, figure 16)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.bitwise_xor(values, values >> np.uint64(31))
+    mixed: np.ndarray[Any, Any] = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def sample_numbers(seeds: Sequence[int], n: int, count: int) -> Rows:

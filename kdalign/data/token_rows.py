@@ -101,8 +101,8 @@ def hash_columns(columns: "Mapping[str, TokenRows]") -> str:
     digest = hashlib.sha256()
     for name in sorted(columns):
         digest.update(repr((name, len(columns[name]))).encode())
-        digest.update(np.ascontiguousarray(columns[name].starts, dtype=np.int64).tobytes())
-        digest.update(np.ascontiguousarray(columns[name].values, dtype=np.int32).tobytes())
+        digest.update(np.ascontiguousarray(columns[name].starts, dtype=np.int64).data)
+        digest.update(np.ascontiguousarray(columns[name].values, dtype=np.int32).data)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from kdalign.data.tasks.loading import Examples
+from kdalign.data.tasks.examples import Examples
 from kdalign.errors import UsageError
 
 NormalisedRow = tuple[tuple[str, ...], ...]
