@@ -152,6 +152,11 @@ class Draft:
         assert kind in _TYPES.values(), "types that are read again"
         part.write(np.ascontiguousarray(values).data)
 
+    def last(self, name: str) -> np.generic | None:
+        """Return the last value of an array; None if it has none."""
+        values = self.read(name) if name in self._parts else np.zeros(0)
+        return values[-1] if len(values) else None
+
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Map what an array has so far."""
         path, part, kind = self._parts[name]

@@ -61,6 +61,10 @@ class TaskAdapter(Protocol):
     def predicts_tokens(self) -> bool:
         """True if predictions are tokens, so that those of models with different tokenizers cannot be compared."""
 
+    @property
+    def one_row_each(self) -> bool:
+        """True if an example to train on becomes one row, whatever the others are, so that parts can be tokenized."""
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint of another family, or with a head for something else.
 

@@ -32,6 +32,7 @@ class ClassificationAdapter:
     max_length: int
     head: HeadKind = HeadKind.CLASSIFIER
     predicts_tokens: bool = False
+    one_row_each: bool = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

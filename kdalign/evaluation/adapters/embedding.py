@@ -40,6 +40,7 @@ class EmbeddingAdapter:
     max_length: int
     head: HeadKind = HeadKind.NONE
     predicts_tokens: bool = False
+    one_row_each: bool = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class LanguageModelingAdapter:
     prediction_order: str = "drawn"
     stride: int | None = None
     predicts_tokens: bool = True
+    one_row_each: bool = False
 
     @property
     def head(self) -> HeadKind:
