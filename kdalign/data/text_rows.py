@@ -35,6 +35,11 @@ class TextRows(Sequence[str]):
     ) -> None:
         self.values, self.starts, self.rows = values, starts, rows
 
+    @property
+    def mapped(self) -> bool:
+        """True for all rows of a file, or a run of them."""
+        return self.rows is None
+
     def take(self, rows: Sequence[int]) -> "TextRows":
         """Select rows, in this order, in 8 bytes for each, or in none if they follow one another."""
         if isinstance(rows, range) and rows.step == 1 and self.rows is None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from kdalign.data.token_matching import token_spans
 from kdalign.data.token_rows import TokenRows
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import UsageError, shorten
+from kdalign.result_cache import keep_result
 
 CHUNK = 10_000
 """Texts that are tokenized together: a library's encodings take a hundred times the memory of their tokens."""
@@ -202,13 +204,28 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def special_token_note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
     """Warn of texts that spell out special tokens, such as ``</s>``, which are not read as ordinary text.
 
-    Empty if no text does, or if the tokenizer takes them for ordinary words.
+    Empty if no text does, or if the tokenizer takes them for ordinary words. What was found in a large split is kept.
     """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     known = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
     words = [word for word in known if word.strip() and _is_special(word, tokenizer)]
     if not words:
         return ""
+    if not examples.mapped:
+        return _note_words(examples, words)
+    content = {"words": words, "split": examples.split, "texts": examples.fingerprint()}
+    kept, _ = keep_result(
+        "passes", {"special words": content}, lambda: {"note": _as_bytes(_note_words(examples, words))}
+    )
+    return bytes(kept["note"]).decode()
+
+
+def _as_bytes(text: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _note_words(examples: Examples, words: Sequence[str]) -> str:
+    """Warn of texts with one of these words; empty if none has one."""
     first, pattern = {word[0] for word in words}, re.compile("|".join(map(re.escape, words)))
     seen: dict[str, None] = {}
     rows: set[int] = set()

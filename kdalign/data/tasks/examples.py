@@ -17,7 +17,7 @@ class Examples:
     """Texts and labels of a split.
 
     Attributes:
-        texts: one column of texts, or two of the same length.
+        texts: one column of texts, or two of the same length: tuples, or ``TextRows`` of a large split.
         labels: class numbers (int64) or scores (float64); None if the split has none.
         passed_over: number of documents without a word, which were left out.
         blank: number of rows with a blank text, which are kept.
@@ -35,6 +35,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts[0])
+
+    @property
+    def mapped(self) -> bool:
+        """True if there are so many texts that they are read from a file: a pass over them takes its time."""
+        return any(isinstance(column, TextRows) and column.mapped for column in self.texts)
 
     def take(self, rows: Sequence[int]) -> "Examples":
         """Select rows, in this order."""
