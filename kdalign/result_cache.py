@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,7 +134,7 @@ class Draft:
             file: file of the result.
             opened: closes and removes the files of the arrays.
         """
-        self._file, self._opened = file, opened
+        self._file, self._opened, self._numbers = file, opened, count()
         self._parts: dict[str, tuple[Path, IO[bytes], np.dtype[Any]]] = {}
 
     @property
@@ -144,7 +145,7 @@ class Draft:
     def append(self, name: str, values: np.ndarray[Any, Any]) -> None:
         """Append to an array; the first values decide its type."""
         if name not in self._parts:
-            path = self._file.with_name(f".{self._file.name}.{os.getpid()}.{len(self._parts)}.tmp")
+            path = self._file.with_name(f".{self._file.name}.{os.getpid()}.{next(self._numbers)}.tmp")
             self._opened.callback(path.unlink, missing_ok=True)
             self._parts[name] = path, self._opened.enter_context(path.open("wb")), values.dtype
         _, part, kind = self._parts[name]
