@@ -14,7 +14,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.corruption import MaskTokens, PermuteOrder
+from kdalign.data.packing import pack_documents
 from kdalign.data.tasks import Examples
+from kdalign.data.text_rows import take_texts
 from kdalign.data.token_matching import token_spans
 from kdalign.data.token_rows import TokenRows
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
@@ -38,7 +40,7 @@ def tokenize_labelled(
     names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
 
     def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
-        found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
+        found = tokenizer(*[list(take_texts(column, rows)) for column in columns], verbose=False, **cut, **names)
         values = {name: list(column) for name, column in found.items() if name != "offset_mapping"}
         if spans:
             places = [
@@ -257,37 +259,6 @@ def _tokenize_contents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase)
 def _parts(content: list[int], room: int) -> Iterator[list[int]]:
     for start in range(0, len(content), room):
         yield content[start : start + room]
-
-
-def pack_documents(contents: TokenRows, start: Sequence[int], end: int, max_length: int) -> dict[str, TokenRows]:
-    """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document.
-
-    Args:
-        contents: tokens of each document.
-        start: tokens before each, one at least.
-        end: token that is predicted after each.
-        max_length: tokens of a row; the last one may be shorter.
-    """
-    begins = len(start) * np.arange(len(contents)) + contents.starts[:-1]  # index of each document in the stream
-    lengths = contents.lengths + len(start)
-    total = int(lengths.sum())
-    rows = np.append(np.arange(0, total, max_length), total)
-    ids = np.empty(total, dtype=np.int32)
-    content = np.ones(total, dtype=bool)
-    for number, token in enumerate(start):
-        ids[begins + number], content[begins + number] = token, False
-    ids[content] = contents.values
-    targets = np.full(total, IGNORED, dtype=np.int32)
-    targets[:-1] = ids[1:]
-    for number in range(len(start) - 1):  # what precedes the text is not predicted
-        targets[begins + number] = IGNORED
-    targets[begins + lengths - 1] = end
-    document = np.repeat(np.arange(len(contents), dtype=np.int32), lengths)
-    index = np.arange(total)
-    # A document that continues in a new row restarts there: positions must not exceed the row's length.
-    positions = index - np.maximum(np.repeat(begins, lengths), rows[:-1].repeat(np.diff(rows)))
-    columns = {"input_ids": ids, "targets": targets, "position_ids": positions.astype(np.int32), "document": document}
-    return {name: TokenRows(values, rows) for name, values in columns.items()}
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,6 +1,7 @@
 """Tokens of splits, kept in kdalign's cache: tokenized once for all arms, seeds, ranks and runs."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from kdalign.data.packing import PackedDraft
 from kdalign.data.tasks import Examples
 from kdalign.data.token_rows import TokenRows, append_rows
 from kdalign.data.tokenization import fingerprint
@@ -39,7 +41,7 @@ def keep_tokens(
     """Return the tokens of a split from the cache, or tokenize and keep it.
 
     Rows that change each time that they are used (masks, orders) are tokenized every time. Very many rows to train on
-    are tokenized in parts, whose tokens are written as they come, if every example is a row.
+    are tokenized in parts, whose tokens are written as they come, if the adapter allows it.
 
     Args:
         adapter: the task's.
@@ -62,9 +64,9 @@ def keep_tokens(
     known = kept.read()
     if known is not None:
         return _unpack(known)
-    if adapter.one_row_each and not scored and len(readers) == 1 and len(examples) > PART:
+    if adapter.in_parts and not scored and len(readers) == 1 and len(examples) > PART:
         with suppress(Unwritten):
-            _write_in_parts(kept, examples, tokenize)
+            _write_in_parts(kept, adapter, examples, tokenize)
         known = kept.read()
         if known is not None:
             return _unpack(known)
@@ -74,23 +76,33 @@ def keep_tokens(
     return split
 
 
-def _write_in_parts(kept: KeptResult, examples: Examples, tokenize: Callable[[Examples], TokenizedSplit]) -> None:
+def _write_in_parts(
+    kept: KeptResult, adapter: TaskAdapter, examples: Examples, tokenize: Callable[[Examples], TokenizedSplit]
+) -> None:
     """Tokenize a split in parts, and write the tokens of each before the next.
 
     Raises:
         Unwritten: the cache's folder cannot be written.
     """
-    facts, truncated = dict[str, Any](), 0
+    facts, counts = dict[str, Any](), Counter[str]()
     with kept.write_in_parts() as draft:
+        packed = PackedDraft(draft, adapter.max_length) if adapter.in_parts == "packed" else None
         for start in range(0, len(examples), PART):
-            part = tokenize(examples.take(range(start, min(start + PART, len(examples)))))
-            assert part.corrupt is None, "an adapter of one row each changes none"
-            for name, rows in part.token_rows.items():
-                append_rows(draft, name, rows)
+            rows = examples.take(range(start, min(start + PART, len(examples))))
+            part = tokenize(rows)
+            assert part.corrupt is None, "rows that change each time are not tokenized in parts"
+            if packed is not None:
+                packed.append(part, len(rows))
+            else:
+                for name, column in part.token_rows.items():
+                    append_rows(draft, name, column)
             if part.labels is not None:
                 draft.append("labels", part.labels)
-            facts, truncated = _facts(part), truncated + part.truncated
-        draft.append("facts", _encode(facts | {"truncated": truncated}))
+            facts = _facts(part)
+            counts.update({name: facts[name] for name in ("truncated", "words", "bytes", "passed_over")})
+        if packed is not None:
+            packed.finish()
+        draft.append("facts", _encode(facts | counts))
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> object:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from kdalign.data import packing
 from kdalign.data.tasks import find_task
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation import token_cache
 from kdalign.distillation.token_cache import keep_tokens
 from kdalign.environment import cache_folder
 from kdalign.evaluation.adapters import adapter_for
+from support.family_setting import model, tokenizer
 from support.tiny import save_model
 
 
@@ -87,6 +89,27 @@ def test_rows_that_are_tokenized_in_parts_are_those_of_the_whole(teacher, data, 
     assert parts.fingerprint() == whole.fingerprint()
     assert (parts.lengths.dtype, parts.lengths.tolist()) == (np.int32, whole.lengths.tolist())
     assert isinstance(parts.lengths, np.memmap)
+    same(keep(adapter, examples, reader, never), whole)
+
+
+def causal_adapter(task):
+    return adapter_for(task, "causal", 16, "model"), (tokenizer("causal"), model("gpt2").config)
+
+
+@pytest.mark.parametrize("part", [1, 13, 100, 255])
+def test_documents_that_are_packed_in_parts_are_packed_as_a_whole(data, monkeypatch, part):
+    adapter, reader = causal_adapter(find_task("lm:sentence", str(data)))
+    examples = adapter.load_examples("train")
+    whole = adapter.tokenize(examples, *reader, scored=False)
+    monkeypatch.setattr(token_cache, "PART", part)
+    monkeypatch.setattr(packing, "_BOUNDS", 3)
+    parts = keep(adapter, examples, reader)
+    same(parts, whole)
+    assert parts.words == whole.words > 0
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    assert {name: rows.values.dtype for name, rows in parts.token_rows.items()} == {
+        name: rows.values.dtype for name, rows in whole.token_rows.items()
+    }
     same(keep(adapter, examples, reader, never), whole)
 
 
