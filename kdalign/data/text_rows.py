@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 CHUNK = 10_000
 """Rows that are read together in a pass over all."""
+_SCATTERED = 64
+"""Rows here and there that are read together: with each the system maps some more of the file."""
 _BLOCK = 1 << 24
 """Bytes that are hashed together."""
 
@@ -75,8 +77,9 @@ class TextRows(Sequence[str]):
         return self.values[self.starts[number] : self.starts[number + 1] - 1].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), CHUNK):
-            yield from self._read(start, min(start + CHUNK, len(self)))
+        chunk = CHUNK if self.rows is None else _SCATTERED
+        for start in range(0, len(self), chunk):
+            yield from self._read(start, min(start + chunk, len(self)))
 
     def _read(self, start: int, end: int) -> list[str]:
         """Decode neighbouring rows, and give the memory of the file back."""

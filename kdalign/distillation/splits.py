@@ -113,7 +113,8 @@ def _split_watched(examples: Examples, settings: TrainSettings) -> tuple[Example
         return examples.take(kept), examples.take(held)
     size = int(np.clip(len(examples) // 20, *MONITORED))
     rows = sample_numbers([settings.seed, 1], len(examples), size)
-    characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
+    texts = zip(*examples.take(rows.tolist()).texts, strict=True)
+    characters = np.cumsum([sum(map(len, row)) for row in texts])
     rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
     return examples, examples.take(sorted(rows.tolist()))
 
