@@ -29,12 +29,12 @@ BYTES = 4 * 2**20
 """Bytes of a part of a text file, up to the end of a line."""
 
 
-def table_parts(file: Path, wanted: Sequence[str]) -> Iterator["pd.DataFrame"]:
+def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
     """Read a file as tables of some rows each: together the rows that ``tables.read_table`` reads.
 
     Args:
         file: its path.
-        wanted: columns that are used; of a parquet file that has all of them no others are read.
+        wanted: columns that are used, all if None; of a parquet file that has them no others are read.
 
     Raises:
         UsageError: the file cannot be read, is not what its name says, or has two columns of one name.
@@ -61,7 +61,7 @@ def table_parts(file: Path, wanted: Sequence[str]) -> Iterator["pd.DataFrame"]:
                 line += count_lines(text)
 
 
-def _parquet_parts(file: Path, wanted: Sequence[str]) -> Iterator["pd.DataFrame"]:
+def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.DataFrame"]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -72,8 +72,9 @@ def _parquet_parts(file: Path, wanted: Sequence[str]) -> Iterator["pd.DataFrame"
             parquet = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
             names = parquet.schema_arrow.names
             check_names(names, str(file))
-            some = set(wanted) <= set(names) and not any("." in name for name in wanted)  # "a.b" is a part of "a"
-            batches = parquet.iter_batches(ROWS, columns=list(wanted) if some else None)
+            if wanted is not None and (not set(wanted) <= set(names) or any("." in name for name in wanted)):
+                wanted = None  # which "a.b" would be a part of column "a"
+            batches = parquet.iter_batches(ROWS, columns=None if wanted is None else list(wanted))
         first = 0
         while True:
             with library_errors(failure):

@@ -71,15 +71,16 @@ def _load_train(adapter: TaskAdapter) -> Examples:
 
 
 def _split_train(examples: Examples, recipe: Recipe) -> tuple[Examples, Examples]:
-    return _split_watched(_limited(examples, recipe.data, recipe.train.seed)[0], recipe.train)
+    return _split_watched(_limited(examples, recipe.data, recipe.train.seed), recipe.train)
 
 
-def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Examples, Examples]:
-    """Split rows into those that a limit keeps and those that it leaves out."""
+def _limited(examples: Examples, data: DataSettings, seed: int, left_out: bool = False) -> Examples:
+    """Return the rows that a limit keeps, or those that it leaves out."""
     if data.limit is None or data.limit >= len(examples):
-        return examples, examples.take([])
+        return examples.take([]) if left_out else examples
     rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
-    return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
+    taken = rows[data.limit :] if left_out else rows[: data.limit]
+    return examples.take(sorted(taken.tolist()))
 
 
 def _drawn_by(data: DataSettings, seed: int) -> int:
@@ -99,7 +100,7 @@ def _load_unlabelled(
     return unlabelled_texts(
         adapter.task,
         data,
-        _limited(adapter.load_examples(adapter.task.train), data, seed)[1] if wants_rest else None,
+        _limited(adapter.load_examples(adapter.task.train), data, seed, left_out=True) if wants_rest else None,
         {"labelled rows": train, **reported},
         watched if recipe.train.holds_out else None,
         _drawn_by(data, seed),

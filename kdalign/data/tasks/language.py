@@ -12,6 +12,7 @@ from kdalign.data.delimited import NotInParts
 from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks.columns import (
     TEXT_COLUMNS,
+    Kind,
     cell_kinds,
     check_column,
     check_text,
@@ -234,9 +235,25 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
     return replace(task, columns=tuple(named), found=f"conversations in {named[0]}")
 
 
+def _kinds_of_columns(task: LanguageTask) -> tuple[dict[str, set[Kind]], "pd.DataFrame"]:
+    """Return the kinds of the cells of each column of the first split, and its first rows."""
+    split = _first_split(task)
+    large = find_large_split(task.source, split, TEXT_FORMATS)
+    if large is not None:
+        with suppress(NotInParts):
+            kinds, first = dict[str, set[Kind]](), None
+            for _, part in large.parts():
+                first = part if first is None else first
+                for name in part.columns:
+                    kinds.setdefault(str(name), set()).update(cell_kinds(column_cells(part, name)))
+            if first is not None:
+                return kinds, first
+    table = load_table(task.source, split, text_files=True)
+    return {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}, table
+
+
 def _with_text_column(task: LanguageTask) -> LanguageTask:
-    table = load_table(task.source, _first_split(task), text_files=True)
-    kinds = {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}
+    kinds, table = _kinds_of_columns(task)
     named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
     strings = named or [name for name in kinds if "text" in kinds[name]]
     if not len(table):

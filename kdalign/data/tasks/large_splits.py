@@ -49,8 +49,11 @@ class LargeSplit:
         """Name for error lines."""
         return f"{self.source}, split {self.split!r}"
 
-    def parts(self, wanted: Sequence[str]) -> Iterator[tuple[int, "pd.DataFrame"]]:
+    def parts(self, wanted: Sequence[str] | None = None) -> Iterator[tuple[int, "pd.DataFrame"]]:
         """Read the rows in tables of some of them, each with the number of its first row.
+
+        Args:
+            wanted: columns, as of ``table_parts``.
 
         Raises:
             UsageError: a file cannot be read.

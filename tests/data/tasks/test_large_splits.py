@@ -109,6 +109,15 @@ def test_documents_pairs_and_conversations_are_the_same(large, tmp_path):
         same(*both(large, load_texts, find_task(name, str(tmp_path / folder))))
 
 
+def test_the_column_of_text_is_found_in_parts_as_in_the_whole(large, tmp_path):
+    for number, columns in enumerate(
+        ({"x": TEXTS, "label": LABELS}, {"x": LABELS}, {"x": TEXTS, "y": [*LABELS[1:], "a"]})
+    ):
+        folder = save(tmp_path / str(number), pd.DataFrame(columns, dtype=object), "csv")
+        parts, whole = both(large, lambda name, place: find_task(name, place), "lm", str(folder))
+        assert parts == whole
+
+
 BAD_CELLS = {
     "no text": ("sentence", None),
     "a number for a text": ("sentence", 7),
