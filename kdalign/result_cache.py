@@ -214,8 +214,8 @@ def _map(file: Path) -> Arrays:
     arrays = {}
     for name, facts in header.items():
         kind, shape, (start, end) = _TYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
-        empty = np.zeros(shape, kind)  # which no file can be mapped to
-        arrays[name] = empty if start == end else np.memmap(file, kind, "r", 8 + length + start, shape)
+        mapped = end > start  # no file can be mapped to an empty array
+        arrays[name] = np.memmap(file, kind, "r", 8 + length + start, shape) if mapped else np.zeros(shape, kind)
     return arrays
 
 
