@@ -1,13 +1,16 @@
 """Measure time and memory before the first step, by the number of training rows.
 
-    python benchmarks/growth.py --teacher DIR --data DIR/sst2 [--rows 10000 100000 1000000]
+    python benchmarks/growth.py --teacher DIR --data DIR/sst2 [--rows 10000 100000 1000000 3000000]
 
 Rows are pairs of the data's sentences, drawn by a seed. Each number of rows runs twice in a process of its own: the
-second reads the tokens that the first has kept. CPU seconds and peak resident memory are of the whole process.
+second reads the texts and tokens that the first has kept. CPU seconds and peak resident memory are of the whole
+process; the latter counts mapped pages of files, which the system takes back when it needs them. So the process's own
+memory at the end (RssAnon) is shown as well.
 """
 
 import argparse
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PART = 100_000
 
 
 def write_rows(source: Path, folder: Path, rows: int) -> None:
@@ -24,16 +31,19 @@ def write_rows(source: Path, folder: Path, rows: int) -> None:
     folder.mkdir(parents=True)
     table = pd.read_parquet(source / "train.parquet")
     generator = np.random.default_rng(0)
-    first, second = generator.integers(0, len(table), (2, rows))
-    sentences = table.sentence.str.strip().to_numpy()
-    joined = [f"{sentences[one]} and {sentences[other]}" for one, other in zip(first, second, strict=True)]
-    pd.DataFrame({"sentence": joined, "label": table.label.to_numpy()[first]}).to_parquet(folder / "train.parquet")
+    sentences, labels = table.sentence.str.strip().to_numpy(), table.label.to_numpy()
+    schema = pa.schema([("sentence", pa.string()), ("label", pa.int64())])
+    with pq.ParquetWriter(folder / "train.parquet", schema) as writer:
+        for start in range(0, rows, PART):
+            first, second = generator.integers(0, len(table), (2, min(PART, rows - start)))
+            joined = [f"{sentences[one]} and {sentences[other]}" for one, other in zip(first, second, strict=True)]
+            writer.write_table(pa.table({"sentence": joined, "label": labels[first]}, schema))
     pd.read_parquet(source / "validation.parquet").to_parquet(folder / "validation.parquet")
 
 
 def measure(teacher: str, folder: str) -> None:
     """Prepare a run and its first epoch, and print what it took."""
-    from kdalign.data.epochs import epoch_batches
+    from kdalign.data.epochs import epoch_batches, micro_batches
     from kdalign.devices import make_accelerator
     from kdalign.distillation.pipeline import prepare_all
     from kdalign.distillation.tokenize import open_run
@@ -44,9 +54,14 @@ def measure(teacher: str, folder: str) -> None:
         recipe = build_recipe(None, {"teacher": teacher, "student": "layers=half", "out": f"{out}/run", **data})
         [run] = prepare_all(recipe)
         opened = open_run(run, make_accelerator("cpu"))
-        epoch_batches(opened.texts.train.lengths, 32, 0, 0)
+        batches = epoch_batches(opened.texts.train.lengths, 32, 0, 0)
+        micro_batches(opened.texts.train, batches[0], 0, 1, None)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"{used.ru_utime + used.ru_stime:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB")
+    [own] = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(
+        f"{used.ru_utime + used.ru_stime:.1f} CPU s, peak {used.ru_maxrss / 2**20:.2f} GiB, "
+        f"own at the end {int(own) / 2**20:.2f} GiB"
+    )
 
 
 def main() -> None:

@@ -8,26 +8,30 @@
 
 import hashlib
 import json
+import mmap
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from kdalign.environment import cache_folder
 from kdalign.errors import KdalignError
-from kdalign.files import atomic_file, read_text, sha256, write_text
+from kdalign.files import atomic_file, read_text, sha256, write_text, writing
 from kdalign.version import __version__
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 MOST_BYTES = 8 * 2**30
-"""Bytes that results of one kind may take; those that were not read for longest go first."""
+"""Bytes that results of one kind may take; those that were not read for longest go first. One that is written in parts
+may be larger, and is then alone."""
 _DRAFT_SECONDS = 24 * 3600
 """Age from which on a file that is being written belongs to a process that was killed."""
 _CODES = {"F64": "f8", "F32": "f4", "I64": "i8", "I32": "i4", "U8": "u1"}
@@ -95,9 +99,111 @@ class KeptResult:
         except (OSError, KdalignError):  # the result itself is there
             return
 
+    @contextmanager
+    def write_in_parts(self) -> Iterator["Draft"]:
+        """Write a result that is too large for memory: its arrays grow in files, which become one at the end.
+
+        Raises:
+            Unwritten: the folder cannot be written, or the disk is full.
+        """
+        with writing(self.file), ExitStack() as opened:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            draft = Draft(self.file, opened)
+            yield draft
+            _make_room(self.file.parent, MOST_BYTES - draft.size)
+            with atomic_file(self.file) as temporary:
+                digest = draft.join(temporary)
+            write_text(self._digest, digest + "\n")
+
     @property
     def _digest(self) -> Path:
         return self.file.with_suffix(".sha256")
+
+
+class Draft:
+    """Arrays of one dimension that grow, each in a file of its own.
+
+    Attributes:
+        size: bytes of all arrays so far.
+    """
+
+    def __init__(self, file: Path, opened: ExitStack) -> None:
+        """Begin without arrays.
+
+        Args:
+            file: file of the result.
+            opened: closes and removes the files of the arrays.
+        """
+        self._file, self._opened, self._numbers = file, opened, count()
+        self._parts: dict[str, tuple[Path, IO[bytes], np.dtype[Any]]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(part.tell() for _, part, _ in self._parts.values())
+
+    def append(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        """Append to an array; the first values decide its type."""
+        if name not in self._parts:
+            path = self._file.with_name(f".{self._file.name}.{os.getpid()}.{next(self._numbers)}.tmp")
+            self._opened.callback(path.unlink, missing_ok=True)
+            self._parts[name] = path, self._opened.enter_context(path.open("wb")), values.dtype
+        _, part, kind = self._parts[name]
+        assert values.dtype == kind, "one type an array"
+        assert kind in _TYPES.values(), "types that are read again"
+        part.write(np.ascontiguousarray(values).data)
+
+    def last(self, name: str) -> np.generic | None:
+        """Return the last value of an array; None if it has none."""
+        values = self.read(name) if name in self._parts else np.zeros(0)
+        return values[-1] if len(values) else None
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Map what an array has so far."""
+        path, part, kind = self._parts[name]
+        part.flush()
+        length = part.tell() // kind.itemsize
+        return np.memmap(path, kind, "r", 0, (length,)) if length else np.zeros(0, kind)
+
+    def remove(self, name: str) -> None:
+        """Remove an array."""
+        path, part, _ = self._parts.pop(name)
+        part.close()
+        path.unlink()
+
+    def join(self, file: Path) -> str:
+        """Write all arrays into one safetensors file, the widest numbers first, and return its SHA-256."""
+        header, begin = dict[str, object](), 0
+        parts = sorted(self._parts.items(), key=lambda part: -part[1][2].itemsize)
+        names = {kind: name for name, kind in _TYPES.items()}
+        for name, (_, part, kind) in parts:
+            end = begin + part.tell()
+            shape = [part.tell() // kind.itemsize]
+            header[name] = {"dtype": names[kind], "shape": shape, "data_offsets": [begin, end]}
+            begin = end
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % 8)
+        with file.open("wb") as joined:
+            joined.write(len(head).to_bytes(8, "little") + head)
+            for path, part, _ in (part for _, part in parts):
+                part.close()
+                with path.open("rb") as again:
+                    shutil.copyfileobj(again, joined, 1 << 20)
+                path.unlink()
+        return sha256(file)
+
+
+def release_pages(*arrays: np.ndarray[Any, Any]) -> None:
+    """Give the memory of mapped arrays back; a page that is read again comes from the system's cache of the file.
+
+    A pass over a mapped file would otherwise leave all of it in the process's resident memory.
+    """
+    for values in arrays:
+        base: object = values
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(file: Path) -> Arrays:
@@ -108,8 +214,8 @@ def _map(file: Path) -> Arrays:
     arrays = {}
     for name, facts in header.items():
         kind, shape, (start, end) = _TYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
-        empty = np.zeros(shape, kind)  # which no file can be mapped to
-        arrays[name] = empty if start == end else np.memmap(file, kind, "r", 8 + length + start, shape)
+        mapped = end > start  # no file can be mapped to an empty array
+        arrays[name] = np.memmap(file, kind, "r", 8 + length + start, shape) if mapped else np.zeros(shape, kind)
     return arrays
 
 

@@ -2,13 +2,15 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from kdalign import result_cache
 from kdalign.environment import cache_folder
-from kdalign.result_cache import keep_result
+from kdalign.result_cache import find_result, keep_result, release_pages
 
 
 class Computing:
@@ -125,3 +127,57 @@ def test_keys_are_of_content_not_of_order():
     compute = Computing()
     keep_result("tests", json.loads('{"a": 1, "b": 2}'), compute)
     assert keep_result("tests", json.loads('{"b": 2, "a": 1}'), compute)[1]
+
+
+def write_in_parts(content, parts):
+    kept = find_result("tests", content)
+    with kept.write_in_parts() as draft:
+        draft.append("bytes", np.zeros(0, dtype=np.uint8))
+        for part in parts:
+            draft.append("numbers", part)
+            draft.append("passing", part.astype(np.int32))
+            draft.append("bytes", part.astype(np.uint8))
+        draft.append("sum", draft.read("passing").astype(np.int64).sum(keepdims=True))
+        assert draft.last("numbers") == (parts[-1][-1] if parts else None)
+        draft.remove("passing") if parts else None
+        draft.append("copy", np.arange(3.0))
+    return kept
+
+
+def test_a_result_that_is_written_in_parts_is_read_as_one():
+    parts = [np.arange(5), np.arange(5, 9), np.arange(9, 10)]
+    found = write_in_parts({}, parts).read()
+    assert found.keys() == {"numbers", "bytes", "sum", "copy"}
+    assert (found["numbers"].dtype, found["numbers"].tolist()) == (np.int64, list(range(10)))
+    assert (found["bytes"].dtype, found["bytes"].tolist()) == (np.uint8, list(range(10)))
+    assert found["sum"].tolist() == [45]
+    assert found["copy"].tolist() == [0, 1, 2]
+    assert all(values.flags.aligned for values in found.values())
+    assert safetensors.numpy.load_file(find_result("tests", {}).file)["sum"].tolist() == [45]
+    assert [file.suffix for file in sorted((cache_folder() / "tests").iterdir())] == [".safetensors", ".sha256"]
+
+
+def test_a_result_whose_writing_fails_leaves_nothing():
+    with pytest.raises(AssertionError, match="one type"):
+        write_in_parts({}, [np.arange(5), np.arange(2.0)])
+    assert list((cache_folder() / "tests").iterdir()) == []
+
+
+def test_a_result_in_parts_that_is_larger_than_all_others_may_be_is_kept_alone(monkeypatch):
+    keep_result("tests", {"number": 0}, Computing())
+    monkeypatch.setattr(result_cache, "MOST_BYTES", 20)
+    assert write_in_parts({"number": 1}, [np.arange(9)]).read()["sum"].tolist() == [36]
+    assert len(list((cache_folder() / "tests").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is resident")
+def test_a_pass_over_a_mapped_array_may_give_its_memory_back():
+    def resident():
+        return sum(int(line.split()[1]) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:2])
+
+    values = write_in_parts({}, [np.arange(4_000_000)]).read()["numbers"]
+    assert values[1000:].sum() == 4_000_000 * 3_999_999 // 2 - 999 * 1000 // 2
+    before = resident()
+    release_pages(values[5:], np.arange(3))
+    assert before - resident() > 25_000, "kB of 31,250"
+    assert values[-1] == 3_999_999

@@ -1,6 +1,6 @@
 """Tokenized splits, and batches of their rows: padded token ids with masks, labels and targets."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,22 +136,36 @@ class Batch:
         return self.matching is not None or self.returned is not None
 
     def to(self, device: torch.device) -> "Batch":
-        """Move the batch to a device."""
-        return Batch(
-            {name: value.to(device) for name, value in self.inputs.items()},
-            None if self.labels is None else self.labels.to(device),
-            self.counted.to(device),
-            self.real.to(device),
-            None if self.targets is None else self.targets.to(device),
-            None
-            if self.other_inputs is None
-            else {name: value.to(device) for name, value in self.other_inputs.items()},
-            None if self.matching is None else self.matching.to(device),
-            None if self.rows is None else self.rows.to(device),
-            None if self.labelled is None else self.labelled.to(device),
-            None if self.taught_by is None else self.taught_by.to(device),
-            None if self.returned is None else self.returned.to(device),
-            tuple(None if each is None else each.to(device) for each in self.readings),
+        """Move the batch to a device; tensors in pinned memory are copied while the caller goes on."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        matching = None if self.matching is None else self.matching.to(device)
+        readings = tuple(None if each is None else each.to(device) for each in self.readings)
+        return replace(moved, matching=matching, readings=readings)
+
+    def pinned(self, device: torch.device) -> "Batch":
+        """Copy the batch into memory from which it is copied fastest to a CUDA device."""
+        with torch.cuda.device(device):
+            return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Change every tensor, but for alignments."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        other = None if self.other_inputs is None else {name: change(each) for name, each in self.other_inputs.items()}
+        return replace(
+            self,
+            inputs={name: change(each) for name, each in self.inputs.items()},
+            labels=of(self.labels),
+            counted=change(self.counted),
+            real=change(self.real),
+            targets=of(self.targets),
+            other_inputs=other,
+            rows=of(self.rows),
+            labelled=of(self.labelled),
+            taught_by=of(self.taught_by),
+            returned=of(self.returned),
         )
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Batch":

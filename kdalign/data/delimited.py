@@ -4,8 +4,10 @@ Cells stay text as written: 007, 1.0, NA and None. An empty cell is None, and a 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NoReturn
 
 from kdalign.errors import UsageError, printable, shorten
 
@@ -27,6 +29,7 @@ class _Table:
         doubled: true if a quoted cell has a doubled quote inside.
         first_quoted: first line with a quoted cell; 0 if none.
         header_quoted: true if every cell of the header is quoted.
+        read: characters of all complete rows.
     """
 
     cells: list[Cell]
@@ -37,6 +40,7 @@ class _Table:
     doubled: bool = False
     first_quoted: int = 0
     header_quoted: bool = False
+    read: int = 0
 
     @property
     def header(self) -> list[Cell]:
@@ -67,15 +71,100 @@ def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], li
     stated = re.match(r"sep=(.)(?:\r\n?|\n)", text)  # Excel's first line
     if stated:
         text, delimiter = text[stated.end() :], stated[1] if stated[1] in NAMES else delimiter
+    used = _find_delimiter(text, delimiter)
+    if used is None:
+        raise UsageError(f"{where} is empty: its first line must name the columns")
+    table = _parse_tabs(text, where) if used == "\t" else _parse_csv(text, used, where)
+    return _columns(table, used, delimiter, where)
+
+
+def _find_delimiter(text: str, delimiter: str) -> str | None:
+    """Find the delimiter that the header has; None without a header."""
     header = next((line for line in re.split(r"[\r\n]+", text[:_LONGEST_HEADER]) if line.strip()), "")
     if not header:
-        raise UsageError(f"{where} is empty: its first line must name the columns")
-    used = delimiter if delimiter in header else next((one for one in NAMES if one in header), delimiter)
-    table = _parse_tabs(text, where) if used == "\t" else _parse_csv(text, used, where)
+        return None
+    return delimiter if delimiter in header else next((one for one in NAMES if one in header), delimiter)
+
+
+def _columns(table: _Table, used: str, delimiter: str, where: str) -> tuple[list[str], list[list[Cell]]]:
+    """Divide a table into its columns."""
     if table.uneven is not None:
         raise UsageError(f"{where}, {_explain_width(table, table.uneven, used, delimiter)}")
     names = [f"Unnamed: {number}" if cell is None else cell for number, cell in enumerate(table.header)]
     return names, [table.cells[len(names) + number :: len(names)] for number in range(len(names))]
+
+
+class NotInParts(Exception):
+    """A file that can only be read as a whole."""
+
+
+def read_delimited_parts(
+    parts: Callable[[], Iterator[str]], delimiter: str, where: str
+) -> Iterator[tuple[list[str], list[list[Cell]]]]:
+    """Read columns as ``read_delimited`` does, some rows at a time.
+
+    Args:
+        parts: begins to read the text, in parts that end with a line.
+        delimiter: the one that the file's name implies.
+        where: name of the file, for error lines.
+
+    Raises:
+        UsageError: as of ``read_delimited``.
+        NotInParts: the file names its delimiter itself, or has quotes with tabs that only the whole file explains.
+    """
+    first = next(parts(), "")
+    used = _find_delimiter(first, delimiter)
+    if used is None or first.startswith("sep="):
+        raise NotInParts
+    quoted, stray = (True, 0) if used != "\t" else _quotes_with_tabs(parts)
+    header: _Table | None = None
+    carried, line = "", 1
+    for part in chain(parts(), [None]):
+        text = carried + (part or "")
+        if quoted and '"' in text:
+            table = _parse_quoted(text, used, line, final=part is None)
+        else:
+            table = _parse_plain(text, used, line)
+        if table.broken:
+            _refuse_broken(table, where)
+        carried = text[table.read :]
+        line += count_lines(text[: table.read])
+        if table.widths:
+            header = header or _Table(table.header, table.widths[:1], table.lines[:1])
+            ours = table if header.lines == table.lines[:1] else _below(header, table)
+            yield _columns(replace(ours, stray=stray), used, delimiter, where)
+
+
+def _below(header: _Table, table: _Table) -> _Table:
+    """Put the header above rows that are further below in the file."""
+    return _Table(header.cells + table.cells, header.widths + table.widths, header.lines + table.lines)
+
+
+def _quotes_with_tabs(parts: Callable[[], Iterator[str]]) -> tuple[bool, int]:
+    """Return whether quotes in a file with tabs enclose cells, and the first line with a stray one, as ``_parse_tabs``.
+
+    Raises:
+        NotInParts: it cannot be told from parts.
+    """
+    carried, line, doubled, any_quote = "", 1, False, False
+    header_quoted: bool | None = None
+    for part in chain(parts(), [None]):
+        text = carried + (part or "")
+        table = _parse_quoted(text, "\t", line, final=part is None)
+        if table.stray:
+            return False, table.stray
+        if table.widths and header_quoted is None:
+            header_quoted = table.header_quoted
+        doubled, any_quote = doubled or table.doubled, any_quote or bool(table.first_quoted)
+        carried, line = text[table.read :], line + count_lines(text[: table.read])
+    if any_quote and not (doubled or header_quoted):
+        raise NotInParts
+    return any_quote, 0
+
+
+def count_lines(text: str) -> int:
+    """Count the line ends of a text."""
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
 
 
 _LONGEST_HEADER = 1 << 20
@@ -88,11 +177,15 @@ def _parse_csv(text: str, delimiter: str, where: str) -> _Table:
         return _parse_plain(text, delimiter)
     table = _parse_quoted(text, delimiter)
     if table.broken:
-        raise UsageError(
-            f"{where}, line {table.broken}: a cell that begins with a quote must end with one, and a quote inside is "
-            'written twice ("")'
-        )
+        _refuse_broken(table, where)
     return table
+
+
+def _refuse_broken(table: _Table, where: str) -> NoReturn:
+    raise UsageError(
+        f"{where}, line {table.broken}: a cell that begins with a quote must end with one, and a quote inside is "
+        'written twice ("")'
+    )
 
 
 def _parse_tabs(text: str, where: str) -> _Table:
@@ -115,28 +208,40 @@ def _parse_tabs(text: str, where: str) -> _Table:
     )
 
 
-def _parse_plain(text: str, delimiter: str) -> _Table:
-    """Parse cells that end at the delimiter or the line end, whatever they hold; blank lines are skipped."""
+def _parse_plain(text: str, delimiter: str, first: int = 1) -> _Table:
+    """Parse cells that end at the delimiter or the line end, whatever they hold; blank lines are skipped.
+
+    ``first`` is the number of the text's first line.
+    """
     every = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    numbers = [number for number, line in enumerate(every, 1) if delimiter in line or line.strip()]
-    rows = [every[number - 1] for number in numbers]
-    cells = [cell or None for cell in delimiter.join(rows).split(delimiter)]
-    return _Table(cells, [row.count(delimiter) + 1 for row in rows], numbers)
+    numbers = [number for number, line in enumerate(every, first) if delimiter in line or line.strip()]
+    rows = [every[number - first] for number in numbers]
+    cells = [cell or None for cell in delimiter.join(rows).split(delimiter)] if rows else []
+    return _Table(cells, [row.count(delimiter) + 1 for row in rows], numbers, read=len(text))
 
 
-def _parse_quoted(text: str, delimiter: str) -> _Table:
-    """Parse cells that may be quoted, with line ends and doubled quotes inside."""
+def _parse_quoted(text: str, delimiter: str, first: int = 1, final: bool = True) -> _Table:
+    """Parse cells that may be quoted, with line ends and doubled quotes inside.
+
+    Args:
+        text: text from the beginning of a row.
+        delimiter: divides cells.
+        first: number of the text's first line.
+        final: the file ends with the text; otherwise its last row is parsed only if the text has all of it.
+    """
     # Possessive, so that a cell whose quotes do not fit is given up at once. The second choice always fits.
     mark = re.escape(delimiter)
     pattern = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|([^{mark}\r\n]*+))({mark}|\r\n?|\n|\Z)')
     cells: list[Cell] = []
     widths: list[int] = []
     lines: list[int] = []
-    line = begun = 1
-    start = stray = broken = first_quoted = 0
+    line = begun = first
+    start = read = stray = broken = first_quoted = 0
     doubled, header_quoted = False, True
     for found in pattern.finditer(text):
         inside, plain, end = found.groups()
+        if not final and inside is None and plain[:1] == '"':  # its end may still come
+            break
         if inside is not None:
             first_quoted = first_quoted or line
             doubled = doubled or '""' in inside
@@ -157,7 +262,8 @@ def _parse_quoted(text: str, delimiter: str) -> _Table:
             start = len(cells)
             line += 1
             begun = line
-    return _Table(cells, widths, lines, stray, broken, doubled, first_quoted, header_quoted)
+            read = found.end()
+    return _Table(cells[:start], widths, lines, stray, broken, doubled, first_quoted, header_quoted, read)
 
 
 def _explain_width(table: _Table, row: int, used: str, expected: str) -> str:

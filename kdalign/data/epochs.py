@@ -11,11 +11,16 @@ import numpy as np
 from jaxtyping import Int
 
 from kdalign.data.batches import Batch, collate
+from kdalign.data.epoch_order import (
+    MOST_PERMUTED,
+    NEIGHBOURHOOD,
+    EpochBatches,
+    ListedBatches,
+    NeighbourhoodBatches,
+    sample_numbers,
+)
 from kdalign.data.tokenized_split import EpochSampler, TokenizedSplit
 from kdalign.recipe import TrainSettings
-
-NEIGHBOURHOOD = 200
-"""Batches sorted by length together: at batch 64, 98.6 % of SST-2's tokens are then real (95.0 % with 50)."""
 
 
 def epoch_batches(
@@ -25,7 +30,7 @@ def epoch_batches(
     epoch: int,
     tokens: int | None = None,
     mixture: EpochSampler | None = None,
-) -> list[list[int]]:
+) -> EpochBatches:
     """Divide an epoch into global batches: every row once, rows of similar length together, in random order.
 
     A ``mixture`` samples the rows first.
@@ -33,7 +38,12 @@ def epoch_batches(
     Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
     shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` about that
     many tokens: no row may then be empty or longer.
+
+    Of more than ``MOST_PERMUTED`` rows, neighbourhoods are made when they are read, and batches shuffled inside each.
     """
+    if len(lengths) > MOST_PERMUTED and mixture is None:
+        steps = steps_per_epoch(lengths, size, tokens)
+        return NeighbourhoodBatches(lengths, size, seed, epoch, tokens, steps)
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths) if mixture is None else mixture.rows(generator))
     together = size if tokens is None else max(1, round(tokens / lengths.mean()))
@@ -46,7 +56,7 @@ def epoch_batches(
         before = np.cumsum(lengths[rows]) - lengths[rows]
         batch = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
         batches = np.split(rows, np.flatnonzero(np.diff(batch)) + 1)
-    return [batches[i].tolist() for i in generator.permutation(len(batches))]
+    return ListedBatches(batches, generator.permutation(len(batches)))
 
 
 def steps_per_epoch(
@@ -106,7 +116,12 @@ def total_steps(settings: TrainSettings, encoded: TokenizedSplit) -> int:
         epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens, encoded.mixture)
         return max(1, round(settings.epochs * epoch_size))
     steps, left, lengths, mixture = 0, settings.max_tokens, encoded.lengths, encoded.mixture
-    for epoch in count():
+    first, tokens = 0, int(lengths.sum())
+    if mixture is None:  # every epoch has the same tokens and steps
+        first = (left - 1) // tokens
+        steps = first * steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens)
+        left -= first * tokens
+    for epoch in count(first):
         for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture):
             steps, left = steps + 1, left - int(lengths[rows].sum())
             if left <= 0:
@@ -127,7 +142,7 @@ def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[
 
 def sample_rows(encoded: TokenizedSplit, seed: int, tokens: int) -> list[int]:
     """Return the numbers of the examples that ``sample_batches`` takes."""
-    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
+    rows = sample_numbers([seed, 2], len(encoded), _EXAMPLES)
     enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
     taken: list[int] = rows[: max(1, enough)].tolist()
     return taken

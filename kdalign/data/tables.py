@@ -1,7 +1,7 @@
 """Read csv, tsv, jsonl, parquet and txt files as tables, with every cell as written."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,10 @@ def read_table(file: Path) -> "pd.DataFrame":
             return _read_parquet(file)
         case "csv" | "tsv" as kind:
             names, columns = read_delimited(_read_text(file), DELIMITERS[kind], repr(str(file)))
-            _check_names(names, str(file))
-            return _from_columns(dict(zip(names, columns, strict=True)))
+            check_names(names, str(file))
+            return from_columns(dict(zip(names, columns, strict=True)))
         case "txt":
-            return _from_columns({"text": _lines(_read_text(file))})
+            return from_columns({"text": split_lines(_read_text(file))})
         case _:
             return _read_jsonl(file)
 
@@ -50,28 +50,38 @@ def _read_text(file: Path) -> str:
     """Read a text file of any size that fits into memory."""
     data = read_bytes(file, largest=None)
     text = decode(data, repr(str(file)))
+    check_beginning(text, file)
+    return text
+
+
+def check_beginning(text: str, file: Path) -> None:
+    """Refuse a text whose beginning shows another encoding.
+
+    Raises:
+        UsageError: a quarter of its first characters are null.
+    """
     beginning = text[:4096]
     if 4 * beginning.count("\0") > len(beginning):
         raise UsageError(
             f"{str(file)!r} is not UTF-8 (it looks like UTF-16 without a byte order mark); save it as UTF-8"
         )
-    return text
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """Split a text into lines; a line end at its end begins no further line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _from_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
+def from_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
     """Make a table of cells as they are; pandas by itself would turn whole numbers next to None into floats."""
     import pandas as pd
 
     return pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()})
 
 
-def _check_names(names: Sequence[str], where: str) -> None:
+def check_names(names: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
@@ -84,9 +94,26 @@ _MOST_CELLS = 10**7
 
 
 def _read_jsonl(file: Path) -> "pd.DataFrame":
+    rows = list(parse_jsonl(split_lines(_read_text(file)), file))
+    names = dict.fromkeys(name for row in rows for name in row)
+    if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
+        raise UsageError(f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, hardly any in common")
+    return from_columns({name: [row.get(name) for row in rows] for name in names})
+
+
+def parse_jsonl(lines: Iterable[str], file: Path, first: int = 1) -> Iterator[dict[str, Any]]:
+    """Parse lines of a jsonl file; blank ones are skipped.
+
+    Args:
+        lines: lines of the file, without their ends.
+        file: for error lines.
+        first: number of the first line.
+
+    Raises:
+        UsageError: a line that is no object, or not JSON.
+    """
     decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_lines(_read_text(file)), 1):
+    for number, line in enumerate(lines, first):
         if not line.strip():
             continue
         try:
@@ -99,11 +126,7 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
             raise UsageError(f"{str(file)!r} is not a jsonl file: line {number}: {reason}{more}") from None
         if not isinstance(row, dict):
             raise UsageError(f"{str(file)!r} is not a jsonl file: line {number} is not an object with keys")
-        rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
-        raise UsageError(f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, hardly any in common")
-    return _from_columns({name: [row.get(name) for row in rows] for name in names})
+        yield row
 
 
 def _read_parquet(file: Path) -> "pd.DataFrame":
@@ -116,7 +139,7 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
     return from_arrow(table, str(file))
 
 
-def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
+def from_arrow(table: "pa.Table", where: str, first: int = 0) -> "pd.DataFrame":
     """Convert an Arrow table.
 
     Every text type becomes text; an index that pandas stored becomes a column if it has a name.
@@ -124,6 +147,7 @@ def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
     Args:
         table: Arrow table of a file or a data set.
         where: its source, for error lines.
+        first: number of its first row there.
 
     Raises:
         UsageError: two columns of one name, or text that is not UTF-8.
@@ -131,7 +155,7 @@ def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
     import pandas as pd
     import pyarrow as pa
 
-    _check_names(table.column_names, where)
+    check_names(table.column_names, where)
     columns: dict[str, pd.Series[Any]] = {}
     for field, column in zip(table.schema, table.columns, strict=True):
         if field.name.startswith("__index_level_"):
@@ -141,19 +165,19 @@ def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
             kind = kind.value_type
             column = column.cast(kind)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-            columns[field.name] = pd.Series(_strings(column, field.name, where), dtype=object)
+            columns[field.name] = pd.Series(_strings(column, field.name, where, first), dtype=object)
         else:
             with library_errors(f"cannot read column {field.name!r} of {where!r}"):
                 columns[field.name] = column.to_pandas().reset_index(drop=True)
     return pd.DataFrame(columns)
 
 
-def _strings(column: "pa.ChunkedArray", name: str, where: str) -> list[str | None]:
+def _strings(column: "pa.ChunkedArray", name: str, where: str, first: int) -> list[str | None]:
     try:
         found: list[str | None] = column.to_pylist()
     except UnicodeDecodeError:
         row = next(row for row in range(len(column)) if not _is_text(column[row]))
-        raise UsageError(f"{where}: row {row} has bytes in column {name!r} that are not UTF-8") from None
+        raise UsageError(f"{where}: row {first + row} has bytes in column {name!r} that are not UTF-8") from None
     return found
 
 

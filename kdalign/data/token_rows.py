@@ -7,6 +7,8 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int
 
+from kdalign.result_cache import Draft
+
 Tokens = Int[np.ndarray[Any, Any], "tokens"]
 Numbers = Int[np.ndarray[Any, Any], "rows"]
 
@@ -22,8 +24,11 @@ class TokenRows(Sequence[list[int]]):
         starts: (rows + 1,), index in ``values`` at which each row starts, and at which the last one ends.
     """
 
-    def __init__(self, values: Tokens, starts: Int[np.ndarray[Any, Any], "bounds"]) -> None:
-        self.values, self.starts = values, starts
+    def __init__(
+        self, values: Tokens, starts: Int[np.ndarray[Any, Any], "bounds"], sizes: Numbers | None = None
+    ) -> None:
+        """Take arrays as they are; ``sizes``, the numbers of tokens of the rows, may be given to be mapped as well."""
+        self.values, self.starts, self._sizes = values, starts, sizes
 
     @classmethod
     def of(cls, rows: "Iterable[Sequence[int]]") -> "TokenRows":
@@ -50,7 +55,7 @@ class TokenRows(Sequence[list[int]]):
     @property
     def lengths(self) -> Numbers:
         """Number of tokens of each row."""
-        return np.diff(self.starts)
+        return np.diff(self.starts) if self._sizes is None else self._sizes
 
     def take(self, rows: Sequence[int] | Numbers) -> "TokenRows":
         """Select rows, in this order."""
@@ -101,9 +106,19 @@ def hash_columns(columns: "Mapping[str, TokenRows]") -> str:
     digest = hashlib.sha256()
     for name in sorted(columns):
         digest.update(repr((name, len(columns[name]))).encode())
-        digest.update(np.ascontiguousarray(columns[name].starts, dtype=np.int64).tobytes())
-        digest.update(np.ascontiguousarray(columns[name].values, dtype=np.int32).tobytes())
+        digest.update(np.ascontiguousarray(columns[name].starts, dtype=np.int64).data)
+        digest.update(np.ascontiguousarray(columns[name].values, dtype=np.int32).data)
     return digest.hexdigest()
+
+
+def append_rows(draft: Draft, name: str, rows: TokenRows) -> None:
+    """Append rows to a column in a draft, in which it has three arrays."""
+    last = draft.last(f"starts/{name}")
+    if last is None:
+        draft.append(f"starts/{name}", np.zeros(1, dtype=np.int64))
+    draft.append(f"starts/{name}", rows.starts[1:] + (0 if last is None else int(last)))
+    draft.append(f"sizes/{name}", rows.lengths.astype(np.int32))
+    draft.append(f"values/{name}", rows.values)
 
 
 def _sizes(rows: Sequence[Sequence[int]]) -> Numbers:

@@ -8,16 +8,20 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.corruption import MaskTokens, PermuteOrder
+from kdalign.data.packing import pack_documents
 from kdalign.data.tasks import Examples
+from kdalign.data.text_rows import take_texts
 from kdalign.data.token_matching import token_spans
 from kdalign.data.token_rows import TokenRows
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import UsageError, shorten
+from kdalign.result_cache import keep_result
 
 CHUNK = 10_000
 """Texts that are tokenized together: a library's encodings take a hundred times the memory of their tokens."""
@@ -36,7 +40,7 @@ def tokenize_labelled(
     names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
 
     def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
-        found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
+        found = tokenizer(*[list(take_texts(column, rows)) for column in columns], verbose=False, **cut, **names)
         values = {name: list(column) for name, column in found.items() if name != "offset_mapping"}
         if spans:
             places = [
@@ -202,13 +206,28 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def special_token_note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
     """Warn of texts that spell out special tokens, such as ``</s>``, which are not read as ordinary text.
 
-    Empty if no text does, or if the tokenizer takes them for ordinary words.
+    Empty if no text does, or if the tokenizer takes them for ordinary words. What was found in a large split is kept.
     """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     known = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
     words = [word for word in known if word.strip() and _is_special(word, tokenizer)]
     if not words:
         return ""
+    if not examples.mapped:
+        return _note_words(examples, words)
+    content = {"words": words, "split": examples.split, "texts": examples.fingerprint()}
+    kept, _ = keep_result(
+        "passes", {"special words": content}, lambda: {"note": _as_bytes(_note_words(examples, words))}
+    )
+    return bytes(kept["note"]).decode()
+
+
+def _as_bytes(text: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _note_words(examples: Examples, words: Sequence[str]) -> str:
+    """Warn of texts with one of these words; empty if none has one."""
     first, pattern = {word[0] for word in words}, re.compile("|".join(map(re.escape, words)))
     seen: dict[str, None] = {}
     rows: set[int] = set()
@@ -240,37 +259,6 @@ def _tokenize_contents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase)
 def _parts(content: list[int], room: int) -> Iterator[list[int]]:
     for start in range(0, len(content), room):
         yield content[start : start + room]
-
-
-def pack_documents(contents: TokenRows, start: Sequence[int], end: int, max_length: int) -> dict[str, TokenRows]:
-    """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document.
-
-    Args:
-        contents: tokens of each document.
-        start: tokens before each, one at least.
-        end: token that is predicted after each.
-        max_length: tokens of a row; the last one may be shorter.
-    """
-    begins = len(start) * np.arange(len(contents)) + contents.starts[:-1]  # index of each document in the stream
-    lengths = contents.lengths + len(start)
-    total = int(lengths.sum())
-    rows = np.append(np.arange(0, total, max_length), total)
-    ids = np.empty(total, dtype=np.int32)
-    content = np.ones(total, dtype=bool)
-    for number, token in enumerate(start):
-        ids[begins + number], content[begins + number] = token, False
-    ids[content] = contents.values
-    targets = np.full(total, IGNORED, dtype=np.int32)
-    targets[:-1] = ids[1:]
-    for number in range(len(start) - 1):  # what precedes the text is not predicted
-        targets[begins + number] = IGNORED
-    targets[begins + lengths - 1] = end
-    document = np.repeat(np.arange(len(contents), dtype=np.int32), lengths)
-    index = np.arange(total)
-    # A document that continues in a new row restarts there: positions must not exceed the row's length.
-    positions = index - np.maximum(np.repeat(begins, lengths), rows[:-1].repeat(np.diff(rows)))
-    columns = {"input_ids": ids, "targets": targets, "position_ids": positions.astype(np.int32), "document": document}
-    return {name: TokenRows(values, rows) for name, values in columns.items()}
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

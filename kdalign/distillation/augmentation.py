@@ -234,7 +234,7 @@ def cached_augmentation_path(
     """Cache file of new texts, whether it is there yet or not: by a hash of all that decides them but the device."""
     content = {
         "version": KEY_VERSION,
-        "texts": examples.texts,
+        "texts": [list(column) for column in examples.texts],
         "model": checkpoint.hash,
         "config": checkpoint.config.to_dict(),
         "tokenizer": tokenizer.backend_tokenizer.to_str(),

@@ -1,6 +1,5 @@
 """Predict a run's peak memory from configurations, before any weight is loaded."""
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.batches import collate
 from kdalign.data.corruption import with_corruption
 from kdalign.data.tasks import Examples
+from kdalign.data.text_rows import longest_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.devices import use_bf16
@@ -196,9 +196,8 @@ def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Toke
     splits = [run.splits.train, *([run.splits.unlabelled.examples] if run.splits.unlabelled is not None else [])]
 
     def longest(examples: Examples) -> tuple[int, Examples]:
-        sizes = [sum(map(len, row)) for row in zip(*examples.texts, strict=True)]
-        rows = heapq.nlargest(_LOOKED_AT, range(len(sizes)), key=sizes.__getitem__)
-        return sizes[rows[0]], examples.take(sorted(rows))
+        found = examples.take(longest_rows(examples.texts, _LOOKED_AT))
+        return max(sum(map(len, row)) for row in zip(*found.texts, strict=True)), found
 
     _, examples = max((longest(split) for split in splits), key=lambda pair: pair[0])
     return tokenize_for_training(run, examples, tokenizer, run.student_config(tokenizer))

@@ -6,6 +6,7 @@ A finding with a mend is an error, which ``--allow`` lets through by its name; t
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,6 +27,7 @@ from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import AttentionLayout
 from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
+from kdalign.result_cache import release_pages
 from kdalign.training.checkpoint import KEPT
 from kdalign.training.memory import MemoryPrediction, Part
 from kdalign.training.optimizer import MOMENT_BYTES
@@ -165,7 +167,7 @@ def _classes(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """Find training labels that are all the same, or that lack classes of the task."""
     if run.splits.train.labels is None or not len(run.splits.train):
         return
-    there, n = np.unique(run.splits.train.labels), len(run.splits.train)
+    there, n = _distinct(run.splits.train.labels), len(run.splits.train)
     if task.regression:
         if len(there) == 1 and n > 1:
             yield Finding("classes", f"warning: all {n:,} scores of train are {there[0]:g}; labels teach nothing else")
@@ -181,6 +183,16 @@ def _classes(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
 
 
 _MOST_NAMES = 5
+
+
+def _distinct(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the different labels, sorted; a sort of all would copy them."""
+    parts = [np.unique(labels[start : start + _PART]) for start in range(0, len(labels), _PART)]
+    release_pages(labels)
+    return np.unique(np.concatenate(parts))
+
+
+_PART = 1 << 20
 
 
 def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:

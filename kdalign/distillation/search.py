@@ -186,7 +186,7 @@ def _write_slices(ablation: AblationSpec, folder: Path) -> None:
             continue
         assert train.labels is not None, "training examples were checked"
         labels = train.labels.tolist()
-        table = pd.DataFrame(dict(zip(task.columns, train.texts, strict=True)))
+        table = pd.DataFrame(dict(zip(task.columns, map(list, train.texts), strict=True)))
         table[task.label] = labels if task.regression else [task.labels[number] for number in labels]
         rows, held = hold_out(train, SHARE, SEED)
         for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):

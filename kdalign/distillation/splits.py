@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdalign.data.epoch_order import sample_numbers
 from kdalign.data.tasks import ClassificationTask, Examples, UnlabelledSource, hold_out, unlabelled_texts
 from kdalign.data.tasks.loading import split_exists
 from kdalign.data.tasks.unlabelled import REST
@@ -70,15 +71,16 @@ def _load_train(adapter: TaskAdapter) -> Examples:
 
 
 def _split_train(examples: Examples, recipe: Recipe) -> tuple[Examples, Examples]:
-    return _split_watched(_limited(examples, recipe.data, recipe.train.seed)[0], recipe.train)
+    return _split_watched(_limited(examples, recipe.data, recipe.train.seed), recipe.train)
 
 
-def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Examples, Examples]:
-    """Split rows into those that a limit keeps and those that it leaves out."""
+def _limited(examples: Examples, data: DataSettings, seed: int, left_out: bool = False) -> Examples:
+    """Return the rows that a limit keeps, or those that it leaves out."""
     if data.limit is None or data.limit >= len(examples):
-        return examples, examples.take([])
+        return examples.take([]) if left_out else examples
     rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
-    return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
+    taken = rows[data.limit :] if left_out else rows[: data.limit]
+    return examples.take(sorted(taken.tolist()))
 
 
 def _drawn_by(data: DataSettings, seed: int) -> int:
@@ -98,7 +100,7 @@ def _load_unlabelled(
     return unlabelled_texts(
         adapter.task,
         data,
-        _limited(adapter.load_examples(adapter.task.train), data, seed)[1] if wants_rest else None,
+        _limited(adapter.load_examples(adapter.task.train), data, seed, left_out=True) if wants_rest else None,
         {"labelled rows": train, **reported},
         watched if recipe.train.holds_out else None,
         _drawn_by(data, seed),
@@ -111,8 +113,9 @@ def _split_watched(examples: Examples, settings: TrainSettings) -> tuple[Example
         kept, held = hold_out(examples, settings.holdout, settings.seed)
         return examples.take(kept), examples.take(held)
     size = int(np.clip(len(examples) // 20, *MONITORED))
-    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
-    characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
+    rows = sample_numbers([settings.seed, 1], len(examples), size)
+    texts = zip(*examples.take(rows.tolist()).texts, strict=True)
+    characters = np.cumsum([sum(map(len, row)) for row in texts])
     rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
     return examples, examples.take(sorted(rows.tolist()))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -329,8 +330,9 @@ def rows_of_run(opened: OpenedRun, plan: Plan | None) -> list[int]:
     left, epoch = total_steps(train, encoded), 0
     while left > 0 and not used.all():
         size, tokens = train.batch_size, train.batch_tokens
-        batches = epoch_batches(encoded.lengths, size, train.seed, epoch, tokens, encoded.mixture)[:left]
-        used[np.concatenate(batches)] = True
+        batches = epoch_batches(encoded.lengths, size, train.seed, epoch, tokens, encoded.mixture)
+        for batch in islice(batches, left):
+            used[batch] = True
         left, epoch = left - len(batches), epoch + 1
     rows: list[int] = np.flatnonzero(used).tolist()
     return rows

@@ -201,9 +201,9 @@ def tokenize_for_training(
             return tokenize_labelled_several(rows, tokenizer, run.readers, run.adapter.max_length)
         if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
             both, configs = (tokenizer, run.tokenizers.teacher), (config, run.teacher.config)
-            dual = partial(run.adapter.tokenize_dual, rows, both, configs)
+            dual = partial(run.adapter.tokenize_dual, tokenizers=both, configs=configs)
             return keep_tokens(run.adapter, rows, list(zip(both, configs, strict=True)), False, dual)
-        single = partial(run.adapter.tokenize, rows, tokenizer, config, scored=False)
+        single = partial(run.adapter.tokenize, tokenizer=tokenizer, config=config, scored=False)
         return keep_tokens(run.adapter, rows, [(tokenizer, config)], False, single)
 
     taught_by = row_teachers(run.recipe, examples)
@@ -216,7 +216,7 @@ def tokenize_for_training(
 
 def _encode_scored(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ScoredTexts:
     def encode(examples: Examples) -> TokenizedSplit:
-        tokenize = partial(run.adapter.tokenize, examples, tokenizer, config, scored=True)
+        tokenize = partial(run.adapter.tokenize, tokenizer=tokenizer, config=config, scored=True)
         encoded = keep_tokens(run.adapter, examples, [(tokenizer, config)], True, tokenize)
         one_a_row = run.adapter.head is HeadKind.CLASSIFIER
         return replace(encoded, taught_by=row_teachers(run.recipe, examples)) if one_a_row else encoded

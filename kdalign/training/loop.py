@@ -150,7 +150,11 @@ class Trainer:
         """
         if resume:
             self._resume()
-        self._run(what)
+        try:
+            self._run(what)
+        finally:
+            for trainer in self.trainers:
+                trainer.close()
         self._announce_small_terms()
         if self.settings.select == "best":
             self.accelerator.wait_for_everyone()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
 from kdalign.teachers.base import Teacher
+from kdalign.training.ahead import Ahead
 from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
 from kdalign.training.learner import Learner
 from kdalign.training.on_policy import OnPolicy, OnPolicyStep
@@ -107,6 +109,11 @@ class TrainTask:
     check_start: Callable[[WatchedScores], None] | None = None
 
 
+def prepares_ahead(device: torch.device) -> bool:
+    """Return whether the next step's batches are prepared while one runs: not on a CPU, which has enough to do."""
+    return device.type == "cuda"
+
+
 class TaskTrainer:
     """State of one task during training: what it minimises now, and its position in the examples.
 
@@ -136,7 +143,9 @@ class TaskTrainer:
             task.encoded.lengths, settings.batch_size, settings.batch_tokens, task.encoded.mixture
         )
         self.shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
-        self._begun, self._epoch, self._batches = -1, -1, list[list[int]]()
+        self._begun, self._epoch = -1, -1
+        self._batches: Sequence[list[int]] = ()
+        self._ahead = Ahead(self._collate) if prepares_ahead(accelerator.device) else None
 
     @property
     def in_last_stage(self) -> bool:
@@ -189,6 +198,14 @@ class TaskTrainer:
 
     def micro_batches(self, number: int) -> tuple[list[int], list[Batch]]:
         """The rows of the task's step of this number, and this rank's micro-batches of them."""
+        return self._collate(number) if self._ahead is None else self._ahead.take(number)
+
+    def close(self) -> None:
+        """End the thread that prepares the next step."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _collate(self, number: int) -> tuple[list[int], list[Batch]]:
         settings, encoded = self.settings, self.task.encoded
         if number // self.epoch_size != self._epoch:
             self._epoch = number // self.epoch_size
@@ -203,7 +220,9 @@ class TaskTrainer:
         rows = self._batches[number % self.epoch_size]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         draw = (settings.seed, self._epoch)
-        return rows, micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
+        batches = micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
+        device = self.accelerator.device
+        return rows, [batch.pinned(device) for batch in batches] if device.type == "cuda" else batches
 
     def on_policy_step(
         self, rows: Sequence[int], batches: Sequence[Batch], step: int, place: Place

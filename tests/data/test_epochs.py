@@ -1,12 +1,16 @@
 """Epochs: every row once, in an order that seed and epoch decide, for any number of ranks."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.data.epochs import NEIGHBOURHOOD, epoch_batches, in_order, micro_batches, steps_per_epoch, total_steps
+from kdalign.data import epochs
+from kdalign.data.epoch_order import NEIGHBOURHOOD
+from kdalign.data.epochs import epoch_batches, in_order, micro_batches, steps_per_epoch, total_steps
 from kdalign.recipe import TrainSettings
 from support.numbered_rows import numbered, numbers
 
@@ -48,6 +52,17 @@ def test_batches_by_tokens_give_short_rows_no_more_steps_than_their_tokens():
     assert sum(mean == 4 for mean in means) == sum(mean == 100 for mean in means) >= 18
     by_rows = [lengths[batch].mean() for batch in epoch_batches(lengths, 64, 0, 0)]
     assert sum(mean == 4 for mean in by_rows) > 20 * sum(mean == 100 for mean in by_rows)
+
+
+def digest(batches):
+    return hashlib.sha256("".join(map(repr, batches)).encode()).hexdigest()[:16]
+
+
+def test_the_batches_of_up_to_a_million_rows_are_those_of_earlier_versions():
+    lengths = np.random.default_rng(7).integers(3, 60, 1_000_000)
+    assert digest(epoch_batches(lengths[:100_000], 32, 5, 2)) == "c0edb5d7c272cd38"
+    assert digest(epoch_batches(lengths[:100_000], 32, 5, 2, 900)) == "6fa544f3666caa9c"
+    assert digest(epoch_batches(lengths, 32, 5, 2)) == "76b5c4a5dafeea00"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +171,19 @@ def test_a_pass_in_order_gives_every_row_once_with_its_number(lengths, size):
         assert len(rows) <= size
         seen += rows
     assert sorted(seen) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("most", [1, 10**6])
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=30), st.integers(1, 5), st.integers(1, 2000))
+def test_a_budget_of_tokens_is_reached_by_the_last_of_its_steps(most, lengths, size, tokens):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(epochs, "MOST_PERMUTED", most)
+        steps = total_steps(TrainSettings(batch_size=size, max_tokens=tokens), numbered(lengths))
+        trained, epoch = [], 0
+        while len(trained) < steps:
+            trained += [sum(lengths[row] for row in rows) for rows in epoch_batches(np.array(lengths), size, 0, epoch)]
+            epoch += 1
+    assert sum(trained[:steps]) >= tokens > sum(trained[: steps - 1])
 
 
 def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kdalign.data import tokenization
+from kdalign.data.packing import pack_documents
 from kdalign.data.tasks import Examples
 from kdalign.data.token_rows import TokenRows
 from kdalign.data.tokenization import (
-    pack_documents,
     tokenize_documents,
     tokenize_labelled,
     tokenize_pairs,

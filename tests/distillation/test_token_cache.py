@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from kdalign.data import packing
 from kdalign.data.tasks import find_task
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation import token_cache
 from kdalign.distillation.token_cache import keep_tokens
 from kdalign.environment import cache_folder
 from kdalign.evaluation.adapters import adapter_for
+from support.family_setting import model, tokenizer
 from support.tiny import save_model
 
 
@@ -29,11 +31,11 @@ def made(model, task, folder, family="masked"):
 
 def keep(adapter, examples, reader, tokenize=None):
     return keep_tokens(
-        adapter, examples, [reader], False, tokenize or (lambda: adapter.tokenize(examples, *reader, scored=False))
+        adapter, examples, [reader], False, tokenize or (lambda rows: adapter.tokenize(rows, *reader, scored=False))
     )
 
 
-def never():
+def never(_rows):
     raise AssertionError("it is in the cache")
 
 
@@ -69,6 +71,48 @@ def test_other_texts_lengths_and_tokenizers_are_tokenized(teacher, data):
     assert len(list((cache_folder() / "tokens").glob("*.safetensors"))) == 4
 
 
+def test_rows_that_are_tokenized_in_parts_are_those_of_the_whole(teacher, data, monkeypatch):
+    adapter, examples, reader = made(teacher, "sst2", data)
+    adapter = replace(adapter, max_length=8)
+    whole, sizes = adapter.tokenize(examples, *reader, scored=False), []
+    monkeypatch.setattr(token_cache, "PART", 13)
+
+    def tokenize(rows):
+        sizes.append(len(rows))
+        return adapter.tokenize(rows, *reader, scored=False)
+
+    parts = keep(adapter, examples, reader, tokenize)
+    assert sum(sizes) == len(examples)
+    assert max(sizes) == 13
+    assert whole.truncated
+    same(parts, whole)
+    assert parts.fingerprint() == whole.fingerprint()
+    assert (parts.lengths.dtype, parts.lengths.tolist()) == (np.int32, whole.lengths.tolist())
+    assert isinstance(parts.lengths, np.memmap)
+    same(keep(adapter, examples, reader, never), whole)
+
+
+def causal_adapter(task):
+    return adapter_for(task, "causal", 16, "model"), (tokenizer("causal"), model("gpt2").config)
+
+
+@pytest.mark.parametrize("part", [1, 13, 100, 255])
+def test_documents_that_are_packed_in_parts_are_packed_as_a_whole(data, monkeypatch, part):
+    adapter, reader = causal_adapter(find_task("lm:sentence", str(data)))
+    examples = adapter.load_examples("train")
+    whole = adapter.tokenize(examples, *reader, scored=False)
+    monkeypatch.setattr(token_cache, "PART", part)
+    monkeypatch.setattr(packing, "_BOUNDS", 3)
+    parts = keep(adapter, examples, reader)
+    same(parts, whole)
+    assert parts.words == whole.words > 0
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    assert {name: rows.values.dtype for name, rows in parts.token_rows.items()} == {
+        name: rows.values.dtype for name, rows in whole.token_rows.items()
+    }
+    same(keep(adapter, examples, reader, never), whole)
+
+
 def test_few_rows_are_tokenized_each_time(teacher, data):
     adapter, examples, reader = made(teacher, "sst2", data)
     keep(adapter, examples.take(range(9)), reader)
@@ -87,8 +131,8 @@ def test_pairs_for_two_tokenizers_are_kept_with_their_spans(teacher, data, tmp_p
     readers = [reader, (AutoTokenizer.from_pretrained(other), AutoConfig.from_pretrained(other))]
     tokenizers, configs = zip(*readers, strict=True)
 
-    def tokenize():
-        return adapter.tokenize_dual(examples, tokenizers, configs)
+    def tokenize(rows):
+        return adapter.tokenize_dual(rows, tokenizers, configs)
 
     first = keep_tokens(adapter, examples, readers, False, tokenize)
     same(first, keep_tokens(adapter, examples, readers, False, never))

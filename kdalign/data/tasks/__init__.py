@@ -1,9 +1,10 @@
 """Tasks: text columns, labels, metrics and the source of the data."""
 
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.glue import GLUE, write_submission
 from kdalign.data.tasks.holdout import hold_out
 from kdalign.data.tasks.language import LanguageTask, load_texts
-from kdalign.data.tasks.loading import Examples, load_examples
+from kdalign.data.tasks.loading import load_examples
 from kdalign.data.tasks.lookup import AnyTask, check_named, find_task
 from kdalign.data.tasks.prompts import PromptedExample, prompt_examples, prompt_template
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate

@@ -69,7 +69,9 @@ def check_column(table: "pd.DataFrame", column: str, what: str, where: str) -> N
         )
 
 
-def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | None = None) -> tuple[str, ...]:
+def read_texts(
+    table: "pd.DataFrame", column: str, where: str, missing: str | None = None, first: int = 0
+) -> tuple[str, ...]:
     """Read a column of texts.
 
     Args:
@@ -77,12 +79,13 @@ def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | No
         column: its name.
         where: name of the table, for error lines.
         missing: text for a missing cell; None to refuse it.
+        first: number of the table's first row.
 
     Raises:
         UsageError: a cell that is not text, or text that is not UTF-8; the line names the row.
     """
     found = []
-    for row, cell in enumerate(column_cells(table, column)):
+    for row, cell in enumerate(column_cells(table, column), first):
         if not isinstance(cell, str):
             if not is_missing(cell):
                 raise not_text_error(cell, f"{where}: row {row}", column)

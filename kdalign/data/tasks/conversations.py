@@ -56,15 +56,17 @@ class Conversation:
         return cls(tuple(tree["messages"]), tuple(tree[TOOLS])) if isinstance(tree, dict) else cls(tuple(tree))
 
 
-def read_conversations(table: "pd.DataFrame", column: str, where: str) -> tuple[str, ...]:
+def read_conversations(table: "pd.DataFrame", column: str, where: str, first: int = 0) -> tuple[str, ...]:
     """Read a column of conversations, and the column ``tools`` if there is one, as JSON.
+
+    The number ``first`` is that of the table's first row.
 
     Raises:
         UsageError: the row, and what a conversation needs.
     """
     cells = list(column_cells(table, column))
     tools = list(column_cells(table, TOOLS)) if TOOLS in table.columns else [None] * len(cells)
-    rows = enumerate(zip(cells, tools, strict=True))
+    rows = enumerate(zip(cells, tools, strict=True), first)
     return tuple(_conversation(cell, given, f"{where}, row {row}").to_json() for row, (cell, given) in rows)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.language import LanguageTask
-from kdalign.data.tasks.loading import Examples
 
 PREFIX_WORDS, SPAN_WORDS = 64, 16
 

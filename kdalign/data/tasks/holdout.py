@@ -9,8 +9,9 @@ from itertools import chain
 
 import numpy as np
 
-from kdalign.data.tasks.loading import Examples
+from kdalign.data.tasks.examples import Examples
 from kdalign.errors import UsageError
+from kdalign.result_cache import keep_result
 
 NormalisedRow = tuple[tuple[str, ...], ...]
 """Words of each text of a row, in lower case."""
@@ -84,12 +85,22 @@ def count_leaks(reported: Sequence[Examples], train: Examples) -> list[int]:
     """Count the rows of each reported split that are in the training text, too: equal word for word, in lower case.
 
     Case and spacing do not tell texts apart, as many tokenizers read neither. All texts of a row must be equal; a text
-    inside a longer one is not a leak here (``hold_out`` keeps those apart, too).
+    inside a longer one is not a leak here (``hold_out`` keeps those apart, too). What was counted in a large split is
+    kept.
 
     Args:
         reported: the splits, which are held in memory; the training rows are read one by one.
         train: the training rows.
     """
+    if not train.mapped:
+        return _count_leaks(reported, train)
+    content = {"reported": [examples.fingerprint() for examples in reported], "train": train.fingerprint()}
+    known, _ = keep_result("passes", {"leaks": content}, lambda: {"rows": np.array(_count_leaks(reported, train))})
+    counts: list[int] = known["rows"].tolist()
+    return counts
+
+
+def _count_leaks(reported: Sequence[Examples], train: Examples) -> list[int]:
     rows = [normalise_rows(examples) for examples in reported]
     asked = set(chain.from_iterable(rows))
     seen = asked.intersection(_normalised(train))

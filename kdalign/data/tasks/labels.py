@@ -1,5 +1,6 @@
 """Read labels, written as names, numbers or truth values, as numbers in a task's order."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,52 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
     if kinds <= {"text", "digits"}:
         return _read_names(task, cells, where)
     return _read_numbers(task, cells, named, where)
+
+
+class LabelCells:
+    """Labels of a column that is read in parts: its different cells, as far as they decide how labels are read.
+
+    Classes are told apart by their cells; of scores, which may all differ, the first cell of each kind is enough.
+
+    Attributes:
+        cells: different cells, in the order in which they come.
+    """
+
+    def __init__(self, task: ClassificationTask) -> None:
+        self.cells: list[Any] = []
+        self._regression, self._numbers = task.regression, dict[Any, int]()
+
+    def add(self, cells: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """Add cells; return the number of each among ``cells`` (int32), or of scores their values (float64)."""
+        if self._regression:
+            values = [parse_number(cell) for cell in cells]
+            for cell, value in zip(cells, values, strict=True):
+                self._number(cell, None if _is_blank(cell) else (cell_kind(cell), _sort_of_score(value)))
+            return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+        return np.fromiter((self._number(cell, _class_key(cell)) for cell in cells), dtype=np.int32, count=len(cells))
+
+    def _number(self, cell: Any, key: Any) -> int:
+        number = self._numbers.setdefault(key, len(self.cells))
+        if number == len(self.cells):
+            self.cells.append(cell)
+        return number
+
+
+def _class_key(cell: Any) -> Any:
+    """Key that is equal for cells of one label, or of one error."""
+    if _is_blank(cell):
+        return None
+    return "other" if cell_kind(cell) == "other" else (type(cell), cell)
+
+
+def _is_blank(cell: Any) -> bool:
+    return is_missing(cell) or (isinstance(cell, str) and is_blank(cell))
+
+
+def _sort_of_score(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "none" if value is None else "not finite"
+    return "unknown" if value == -1 else "score"
 
 
 def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdalign.data.delimited import NotInParts
+from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks.columns import (
     TEXT_COLUMNS,
+    Kind,
     cell_kinds,
     check_column,
     check_text,
@@ -20,12 +24,16 @@ from kdalign.data.tasks.columns import (
     not_text_error,
     read_texts,
 )
-from kdalign.data.tasks.conversations import read_conversations
+from kdalign.data.tasks.conversations import TOOLS, read_conversations
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.glue import GLUE
-from kdalign.data.tasks.loading import Examples, load_table, read_origins, split_exists
+from kdalign.data.tasks.large_splits import LargeSplit, find_large_split, mapped_examples
+from kdalign.data.tasks.loading import load_table, read_origins, split_exists
 from kdalign.data.tasks.task import ClassificationTask, DataSource
-from kdalign.errors import UsageError
+from kdalign.data.text_rows import TextDraft
+from kdalign.errors import Unwritten, UsageError
 from kdalign.metrics.languages import is_language, language_code
+from kdalign.result_cache import Draft
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -227,9 +235,25 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
     return replace(task, columns=tuple(named), found=f"conversations in {named[0]}")
 
 
+def _kinds_of_columns(task: LanguageTask) -> tuple[dict[str, set[Kind]], "pd.DataFrame"]:
+    """Return the kinds of the cells of each column of the first split, and its first rows."""
+    split = _first_split(task)
+    large = find_large_split(task.source, split, TEXT_FORMATS)
+    if large is not None:
+        with suppress(NotInParts):
+            kinds, first = dict[str, set[Kind]](), None
+            for _, part in large.parts():
+                first = part if first is None else first
+                for name in part.columns:
+                    kinds.setdefault(str(name), set()).update(cell_kinds(column_cells(part, name)))
+            if first is not None:
+                return kinds, first
+    table = load_table(task.source, split, text_files=True)
+    return {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}, table
+
+
 def _with_text_column(task: LanguageTask) -> LanguageTask:
-    table = load_table(task.source, _first_split(task), text_files=True)
-    kinds = {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}
+    kinds, table = _kinds_of_columns(task)
     named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
     strings = named or [name for name in kinds if "text" in kinds[name]]
     if not len(table):
@@ -256,17 +280,43 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
     """
+    large = find_large_split(task.source, split, TEXT_FORMATS)
+    if large is not None and not task.references and (task.pairs or len(task.columns) == 1):
+        with suppress(NotInParts, Unwritten):  # without a cache, texts are held in memory
+            return _map_texts(task, large)
     where = f"{task.source}, split {split!r}"
     return texts_of(task, split, text_columns(task, load_table(task.source, split, text_files=True), where))
 
 
-def text_columns(task: LanguageTask, table: "pd.DataFrame", where: str) -> "pd.DataFrame":
+def _map_texts(task: LanguageTask, large: LargeSplit) -> Examples:
+    """Read the documents, conversations or pairs of a large split in parts, and map them into memory."""
+
+    def write(draft: Draft) -> dict[str, int]:
+        columns = [TextDraft(draft, str(number)) for number in range(len(task.columns))]
+        rows = kept = 0
+        for first, part in large.parts([*task.columns, TOOLS] if task.kind == "chat" else task.columns):
+            texts = _read_columns(task, text_columns(task, part, large.where, first), large.where, first)
+            if len(texts) == 1 and task.kind != "chat":
+                texts = (tuple(text for text in texts[0] if not is_blank(text)),)
+            for drafted, column in zip(columns, texts, strict=True):
+                drafted.append(column)
+            rows, kept = rows + len(part), kept + len(texts[0])
+        if not kept:
+            raise UsageError(f"{large.where} has {'no text: every document is empty' if rows else 'no rows'}")
+        return {"passed_over": rows - kept}
+
+    content = {"kind": task.kind, "columns": task.columns}
+    return mapped_examples(large, large.keep(content, write), len(task.columns))
+
+
+def text_columns(task: LanguageTask, table: "pd.DataFrame", where: str, first: int = 0) -> "pd.DataFrame":
     """Return a table with the columns of a task's texts: those of objects in a column ``translation`` for pairs.
 
     Args:
         task: task of the texts.
         table: table as it is in the data.
         where: its source, for error lines.
+        first: number of its first row there.
 
     Raises:
         UsageError: a row of the column ``translation`` is no object.
@@ -275,7 +325,8 @@ def text_columns(task: LanguageTask, table: "pd.DataFrame", where: str) -> "pd.D
 
     if not task.pairs or "translation" not in table.columns or set(task.columns) <= set(table.columns):
         return table
-    return pd.DataFrame([_object(value, row, where) for row, value in enumerate(table["translation"])], dtype=object)
+    rows = enumerate(table["translation"], first)
+    return pd.DataFrame([_object(value, row, where) for row, value in rows], dtype=object)
 
 
 def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
@@ -283,18 +334,12 @@ def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
     where = f"{task.source}, split {split!r}"
     if not len(table):
         raise UsageError(f"{where} has no rows")
-    for column in task.columns:
-        check_column(table, column, f"task {task.name!r}", where)
+    texts = _read_columns(task, table, where)
     origins = read_origins(table, task.source, where, needed=split == task.train)
     if task.kind == "chat":
-        (column,) = task.columns
-        return Examples(split, (read_conversations(table, column, where),), None, origins=origins)
-    texts = [read_texts(table, column, where, missing="") for column in task.columns]
+        return Examples(split, texts, None, origins=origins)
     if task.pairs:
-        for row, pair in enumerate(zip(*texts, strict=True)):
-            if any(map(is_blank, pair)):
-                raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
-        return Examples(split, tuple(texts), None, references=_references(task, table, where), origins=origins)
+        return Examples(split, texts, None, references=_references(task, table, where), origins=origins)
     every = [text for column in texts for text in column]
     kept = tuple(text for text in every if not is_blank(text))
     if not kept:
@@ -305,6 +350,19 @@ def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
         else ()
     )
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept), origins=kept_origins)
+
+
+def _read_columns(task: LanguageTask, table: "pd.DataFrame", where: str, first: int = 0) -> tuple[tuple[str, ...], ...]:
+    """Read a task's columns of a table, whose first row has the number ``first``; pairs must be complete."""
+    for column in task.columns:
+        check_column(table, column, f"task {task.name!r}", where)
+    if task.kind == "chat":
+        return (read_conversations(table, task.columns[0], where, first),)
+    texts = tuple(read_texts(table, column, where, missing="", first=first) for column in task.columns)
+    for row, pair in enumerate(zip(*texts, strict=True), first) if task.pairs else ():
+        if any(map(is_blank, pair)):
+            raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
+    return texts
 
 
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:

@@ -1,70 +1,22 @@
 """Load a split from a folder of files or from the hub, and check it before any model is loaded."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from kdalign.data.delimited import NotInParts
 from kdalign.data.split_files import available_splits, split_files, unreadable_files
 from kdalign.data.tables import FORMATS, TEXT_FORMATS, file_format, from_arrow, read_table
 from kdalign.data.tasks.columns import check_column, is_blank, is_missing, read_texts
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.labels import read_labels
+from kdalign.data.tasks.large_splits import find_large_split, map_labelled
 from kdalign.data.tasks.task import ClassificationTask, DataSource
-from kdalign.errors import UsageError, cause_of, did_you_mean
+from kdalign.errors import Unwritten, UsageError, cause_of, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Texts and labels of a split.
-
-    Attributes:
-        texts: one column of texts, or two of the same length.
-        labels: class numbers (int64) or scores (float64); None if the split has none.
-        passed_over: number of documents without a word, which were left out.
-        blank: number of rows with a blank text, which are kept.
-        references: all reference texts of each row; empty if the second column is the only one.
-        origins: value of the column ``DataSource.by`` in each row; empty without one.
-    """
-
-    split: str
-    texts: tuple[tuple[str, ...], ...]
-    labels: np.ndarray[Any, Any] | None
-    passed_over: int = 0
-    blank: int = 0
-    references: tuple[tuple[str, ...], ...] = ()
-    origins: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.texts[0])
-
-    def take(self, rows: Sequence[int]) -> "Examples":
-        """Select rows, in this order."""
-        return replace(
-            self,
-            texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
-            labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
-            references=tuple(self.references[row] for row in rows) if self.references else (),
-            origins=tuple(self.origins[row] for row in rows) if self.origins else (),
-        )
-
-    def fingerprint(self) -> str:
-        """Hash texts and labels."""
-        digest = hashlib.sha256()
-        for column in self.texts:
-            for text in column:
-                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        for known in self.references:
-            digest.update("\0".join(known).encode("utf-8", "surrogatepass") + b"\1")
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels).tobytes())
-        return digest.hexdigest()[:16]
 
 
 def load_examples(task: ClassificationTask, split: str) -> Examples:
@@ -74,6 +26,10 @@ def load_examples(task: ClassificationTask, split: str) -> Examples:
         UsageError: no such split, file of another format, missing column, row without text, label outside the
             task's set, or no rows at all.
     """
+    large = find_large_split(task.source, split, FORMATS)
+    if large is not None:
+        with suppress(NotInParts, Unwritten):  # without a cache, rows are held in memory
+            return map_labelled(task, large)
     table = load_table(task.source, split)
     where = f"{task.source}, split {split!r}"
     texts = _read_texts(task, table, where)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdalign.data.tasks.loading import Examples
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.task import ClassificationTask, PromptTemplate
 from kdalign.errors import UsageError
 

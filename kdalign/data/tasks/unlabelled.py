@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.holdout import normalise_rows, rows_around, rows_inside
-from kdalign.data.tasks.loading import Examples, load_unlabelled
+from kdalign.data.tasks.loading import load_unlabelled
 from kdalign.data.tasks.task import ClassificationTask
 from kdalign.errors import UsageError
 from kdalign.recipe import DataSettings

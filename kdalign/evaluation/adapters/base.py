@@ -21,7 +21,7 @@ Predictions are whatever ``predict`` returns: only the adapter's own methods rea
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +34,8 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.observer import ProgressCallback, no_progress
 
+TokenizedInParts = Literal["rows", "packed"]
+"""Each example becomes a row, or documents are packed by ``pack_documents``."""
 AnyPredictions = Any
 """A model's predictions on a split: ``Predictions`` of classes and cosines, ``TokenPredictions`` of language models."""
 
@@ -60,6 +62,10 @@ class TaskAdapter(Protocol):
     @property
     def predicts_tokens(self) -> bool:
         """True if predictions are tokens, so that those of models with different tokenizers cannot be compared."""
+
+    @property
+    def in_parts(self) -> TokenizedInParts | None:
+        """How a split to train on can be tokenized in parts, by one tokenizer; None if it cannot."""
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint of another family, or with a head for something else.

@@ -11,6 +11,7 @@ from kdalign.data.tasks import GLUE, ClassificationTask, Examples, load_examples
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
+from kdalign.evaluation.adapters.base import TokenizedInParts
 from kdalign.evaluation.metric_names import MASKED_PPL, PERPLEXITIES, is_text_metric
 from kdalign.evaluation.predictions import agreement, predict, score_all
 from kdalign.evaluation.samples import Prompt
@@ -32,6 +33,7 @@ class ClassificationAdapter:
     max_length: int
     head: HeadKind = HeadKind.CLASSIFIER
     predicts_tokens: bool = False
+    in_parts: TokenizedInParts | None = "rows"
 
     @property
     def metrics(self) -> tuple[str, ...]:

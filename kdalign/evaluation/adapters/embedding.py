@@ -12,6 +12,7 @@ from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.evaluation.adapters.base import TokenizedInParts
 from kdalign.evaluation.predictions import agreement, compare_pairs, score_all
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
@@ -40,6 +41,7 @@ class EmbeddingAdapter:
     max_length: int
     head: HeadKind = HeadKind.NONE
     predicts_tokens: bool = False
+    in_parts: TokenizedInParts | None = "rows"
 
     @property
     def metrics(self) -> tuple[str, ...]:

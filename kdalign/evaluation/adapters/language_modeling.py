@@ -16,6 +16,7 @@ from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
+from kdalign.evaluation.adapters.base import TokenizedInParts
 from kdalign.evaluation.metric_names import PERPLEXITIES
 from kdalign.evaluation.samples import (
     Prompt,
@@ -64,6 +65,16 @@ class LanguageModelingAdapter:
         return self.family == "causal" and (self.task.kind == "chat" or self.task.pairs)
 
     @property
+    def _packs(self) -> bool:
+        """True if documents are packed."""
+        return self.family == "causal" and not self._answers
+
+    @property
+    def in_parts(self) -> TokenizedInParts | None:
+        """Documents that are packed."""
+        return "packed" if self._packs else None
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The family's perplexities; words of conversations are not counted."""
         return ("ppl",) if self.task.kind == "chat" else likelihood.token_metrics(self.family)
@@ -75,8 +86,7 @@ class LanguageModelingAdapter:
     def check_packing(self, checkpoint: Checkpoint) -> None:
         """Refuse a model with a sliding window shorter than a row: the mask of packed documents would replace it."""
         window = getattr(checkpoint.config, "sliding_window", None)
-        packed = self.family == "causal" and not self._answers
-        if packed and window is not None and window < self.max_length:
+        if self._packs and window is not None and window < self.max_length:
             raise UsageError(
                 f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
                 f"packed documents would be seen whole"

@@ -1,0 +1,122 @@
+"""Read csv, tsv, jsonl, parquet and txt files of any size as tables of some rows each, with every cell as written."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdalign.data.delimited import NotInParts, count_lines, read_delimited_parts
+from kdalign.data.tables import (
+    DELIMITERS,
+    check_beginning,
+    check_names,
+    file_format,
+    from_arrow,
+    from_columns,
+    parse_jsonl,
+    split_lines,
+)
+from kdalign.errors import UsageError, library_errors
+from kdalign.files import check_regular, decode
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = 20_000
+"""Rows of a part of a parquet file."""
+BYTES = 4 * 2**20
+"""Bytes of a part of a text file, up to the end of a line."""
+
+
+def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
+    """Read a file as tables of some rows each: together the rows that ``tables.read_table`` reads.
+
+    Args:
+        file: its path.
+        wanted: columns that are used, all if None; of a parquet file that has them no others are read.
+
+    Raises:
+        UsageError: the file cannot be read, is not what its name says, or has two columns of one name.
+        NotInParts: it can only be read as a whole.
+    """
+    where = repr(str(file))
+    match file_format(file):
+        case "parquet":
+            yield from _parquet_parts(file, wanted)
+        case "csv" | "tsv" as kind:
+            for names, columns in read_delimited_parts(partial(_text_parts, file), DELIMITERS[kind], where):
+                check_names(names, str(file))
+                yield from_columns(dict(zip(names, columns, strict=True)))
+        case "txt":
+            for text in _text_parts(file):
+                yield from_columns({"text": split_lines(text)})
+        case _:
+            line = 1
+            for text in _text_parts(file):
+                rows = list(parse_jsonl(split_lines(text), file, line))
+                names = list(dict.fromkeys(name for row in rows for name in row))
+                if rows:
+                    yield from_columns({name: [row.get(name) for row in rows] for name in names})
+                line += count_lines(text)
+
+
+def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.DataFrame"]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_regular(file)
+    failure = f"{str(file)!r} is not a parquet file"
+    with file.open("rb") as opened:
+        with library_errors(failure):
+            parquet = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
+            names = parquet.schema_arrow.names
+            check_names(names, str(file))
+            if wanted is not None and (not set(wanted) <= set(names) or any("." in name for name in wanted)):
+                wanted = None  # which "a.b" would be a part of column "a"
+            batches = parquet.iter_batches(ROWS, columns=None if wanted is None else list(wanted))
+        first = 0
+        while True:
+            with library_errors(failure):
+                batch: Any = next(batches, None)
+            if batch is None:
+                return
+            yield from_arrow(pa.Table.from_batches([batch]), str(file), first)
+            first += len(batch)
+
+
+def _text_parts(file: Path) -> Iterator[str]:
+    """Read a text file in UTF-8 in parts that end with a line."""
+    check_regular(file)
+    where, line = repr(str(file)), 1
+    with file.open("rb") as opened:
+        data = opened.read(BYTES)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+            raise NotInParts
+        begun = False
+        while data:
+            end = data.rfind(b"\n") + 1
+            more = opened.read(max(BYTES, len(data)) if not end else BYTES)
+            if more and not end:  # a line as long as that
+                data += more
+                continue
+            part, rest = (data[:end], data[end:]) if more else (data, b"")
+            text = _decode(part, where, line)
+            if not begun:
+                check_beginning(text, file)
+                begun = True
+            yield text
+            line += part.count(b"\n")
+            data = rest + more
+
+
+def _decode(part: bytes, where: str, line: int) -> str:
+    """Decode a part of a file that begins on a line of it, by UTF-8."""
+    if line == 1:
+        return decode(part, where)
+    try:
+        return part.decode()
+    except UnicodeDecodeError as error:
+        row = line + part[: error.start].count(b"\n")
+        byte = f"byte {part[error.start]:#04x}: {error.reason}"
+        raise UsageError(f"{where}, line {row}: not UTF-8 ({byte}); save it as UTF-8") from None

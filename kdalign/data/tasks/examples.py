@@ -1,0 +1,72 @@
+"""Examples: the texts and labels of a split."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdalign.data.text_rows import TextRows, take_texts
+from kdalign.result_cache import release_pages
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts and labels of a split.
+
+    Attributes:
+        texts: one column of texts, or two of the same length: tuples, or ``TextRows`` of a large split.
+        labels: class numbers (int64) or scores (float64); None if the split has none.
+        passed_over: number of documents without a word, which were left out.
+        blank: number of rows with a blank text, which are kept.
+        references: all reference texts of each row; empty if the second column is the only one.
+        origins: value of the column ``DataSource.by`` in each row; empty without one.
+    """
+
+    split: str
+    texts: tuple[Sequence[str], ...]
+    labels: np.ndarray[Any, Any] | None
+    passed_over: int = 0
+    blank: int = 0
+    references: tuple[tuple[str, ...], ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+    @property
+    def mapped(self) -> bool:
+        """True if there are so many texts that they are read from a file: a pass over them takes its time."""
+        return any(isinstance(column, TextRows) and column.mapped for column in self.texts)
+
+    def take(self, rows: Sequence[int]) -> "Examples":
+        """Select rows, in this order."""
+        return replace(
+            self,
+            texts=tuple(take_texts(column, rows) for column in self.texts),
+            labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
+            references=tuple(self.references[row] for row in rows) if self.references else (),
+            origins=tuple(self.origins[row] for row in rows) if self.origins else (),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash texts and labels."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for column in self.texts:
+            if isinstance(column, TextRows):
+                column.update(digest)
+                continue
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        for known in self.references:
+            digest.update("\0".join(known).encode("utf-8", "surrogatepass") + b"\1")
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels).data)
+            release_pages(self.labels)
+        return digest.hexdigest()[:16]
