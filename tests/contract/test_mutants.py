@@ -280,7 +280,7 @@ MUTANTS = {
         "end_to_end/test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
     ),
     "no shift in a causal model's targets": (
-        "data/tokenization.py",
+        "data/packing.py",
         "targets[:-1] = ids[1:]",
         "targets[:-1] = ids[:-1]",
         "data/test_tokenization.py::test_packed_documents_are_those_that_a_loop_over_tokens_packs",
