@@ -33,7 +33,7 @@ from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
-from kdalign.training.memory import MemoryPrediction, Part, StepMemory, trace_scoring, trace_step
+from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory, trace_scoring, trace_step
 from kdalign.training.optimizer import MOMENT_BYTES
 
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
@@ -65,28 +65,28 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
         step, missing = _rough_step(run, ours, bf16), f"by a formula: {type(error).__name__}, {cause}"
     if recipe.on_policy.share:
         missing = f"{missing}, " * bool(missing) + "without the student's own texts"
-    weights = {Part.STUDENT: 4 * count_parameters(ours)}
+    weights = {MemoryPart.STUDENT: 4 * count_parameters(ours)}
     copies = max(1, len(recipe.multi_task.tasks))  # teachers, one for each task that is learned together
     sizes = [copies * describe(each.config).parameters for each in run.teachers]
     exact = 4 * sum(sizes)
     rounded = sum(each.model.dtype.itemsize * size for each, size in zip(teachers, sizes, strict=True))
-    moments = {Part.MOMENTS: round(MOMENT_BYTES[recipe.train.optimizer_state] * step.trained / 4)}
-    held = weights | {Part.TEACHER: 0 if recipe.cache.folder is not None else rounded} | moments
+    moments = {MemoryPart.MOMENTS: round(MOMENT_BYTES[recipe.train.optimizer_state] * step.trained / 4)}
+    held = weights | {MemoryPart.TEACHER: 0 if recipe.cache.folder is not None else rounded} | moments
     # While a teacher is rounded, its file may still be mapped into memory.
     mapped = rounded if bf16 and device.type == "cpu" else 0
     phases = {
-        "loading": weights | {Part.TEACHER: exact + mapped},
+        "loading": weights | {MemoryPart.TEACHER: exact + mapped},
         "training": held | step.parts,
-        "the optimizer's step": held | {Part.GRADIENTS: step.trained},
-        "monitoring": held | {Part.GRADIENTS: step.trained, Part.ACTIVATIONS: step.scoring},
+        "the optimizer's step": held | {MemoryPart.GRADIENTS: step.trained},
+        "monitoring": held | {MemoryPart.GRADIENTS: step.trained, MemoryPart.ACTIVATIONS: step.scoring},
     }
     if run.finetunes:
-        phases["fine-tuning the teacher"] = {Part.TEACHER: 4 * exact}
+        phases["fine-tuning the teacher"] = {MemoryPart.TEACHER: 4 * exact}
     if device.type == "cpu":
         base = round(_resident() + LATER_BYTES)
         for phase, parts in phases.items():
             gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
-            phases[phase] = {Part.BASE: base, **parts, Part.HEAP: gaps}
+            phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, missing)
 
@@ -249,4 +249,4 @@ def _rough_step(run: PreparedRun, ours: PreTrainedModel, bf16: bool) -> StepMemo
         each.layers * length * rows * each.width * (34 + 5 * each.heads * length / each.width) for each in stacks
     )
     trained = sum(4 * parameter.numel() for parameter in ours.parameters() if parameter.requires_grad)
-    return StepMemory({Part.ACTIVATIONS: round(size * kept), Part.LOSS: 4 * 2**24 + 2**28 * bf16}, trained)
+    return StepMemory({MemoryPart.ACTIVATIONS: round(size * kept), MemoryPart.LOSS: 4 * 2**24 + 2**28 * bf16}, trained)

@@ -180,14 +180,13 @@ def distill_together(
         tasks.append(build_task(part, accelerator, logged, resume))
     observer = observer.into(group.log) if main else observer
     observer.announce(f"one student for {len(runs)} tasks: {_describe(mixture)}")
-    leaks = find_leaks(runs)
-    for line in leaks:
+    for line in (leaks := find_leaks(runs)):
         observer.announce(f"leak: {line}")
     start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
-    settings = ready[0].recipe.train
     watch.begin("training")
-    progress = Trainer(tasks, mixture.turns, settings, accelerator, group, observer).train(what, resume)
+    trainer = Trainer(tasks, mixture.turns, ready[0].recipe.train, accelerator, group, observer)
+    progress = trainer.train(what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
     facts = {"multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}}

@@ -29,7 +29,7 @@ from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.result_cache import release_pages
 from kdalign.training.checkpoint import KEPT
-from kdalign.training.memory import MemoryPrediction, Part
+from kdalign.training.memory import MemoryPart, MemoryPrediction
 from kdalign.training.optimizer import MOMENT_BYTES
 
 SMALLER = (
@@ -275,7 +275,7 @@ def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     said = f"{memory}; {size_text(free)} free"
-    if memory.total - memory.parts.get(Part.BASE, 0) <= free:
+    if memory.total - memory.parts.get(MemoryPart.BASE, 0) <= free:
         return Finding("memory", said)
     return Finding("memory", f"memory does not suffice: {said}", SMALLER)
 

@@ -19,7 +19,7 @@ from kdalign.teachers.base import Teacher
 from kdalign.training.learner import Learner
 
 
-class Part(StrEnum):
+class MemoryPart(StrEnum):
     """Parts of a run's memory."""
 
     BASE = "Python and libraries"
@@ -43,7 +43,7 @@ class StepMemory:
         scoring: bytes of the student's activations while it is scored.
     """
 
-    parts: dict[Part, int]
+    parts: dict[MemoryPart, int]
     trained: int
     scoring: int = 0
 
@@ -73,22 +73,22 @@ def trace_step(
     trace.skip(*learner.parameters(), *learner.buffers())
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     with trace.mode, trace:
-        trace.part = Part.GRADIENTS
+        trace.part = MemoryPart.GRADIENTS
         for parameter in trained if accumulates else ():
             parameter.grad = torch.zeros_like(parameter)
-        trace.part = Part.TEACHER_ACTIVATIONS
+        trace.part = MemoryPart.TEACHER_ACTIVATIONS
         taught = teacher(batch, learner.wanted_of_teacher) if teacher is not None else None
         if not computes:
             trace.forget_peak()
-        trace.part = Part.ACTIVATIONS
+        trace.part = MemoryPart.ACTIVATIONS
         view = TermInputs(learner(batch.inputs, taught), taught, batch)
-        trace.part = Part.LOSS
+        trace.part = MemoryPart.LOSS
         total = objective(view, units).total
-        trace.part = Part.GRADIENTS
+        trace.part = MemoryPart.GRADIENTS
         total.backward()  # type: ignore[no-untyped-call]
     objective.remember(None)
     reached = sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
-    return StepMemory({Part(part): size for part, size in trace.peak.items() if size}, reached)
+    return StepMemory({MemoryPart(part): size for part, size in trace.peak.items() if size}, reached)
 
 
 def trace_scoring(trace: MemoryTrace, learner: Learner, batch: Batch) -> int:
@@ -96,7 +96,7 @@ def trace_scoring(trace: MemoryTrace, learner: Learner, batch: Batch) -> int:
     trace.skip(*learner.parameters(), *learner.buffers())
     device, order = learner.student.device.type, learner.order
     with trace.mode, trace, torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=learner.bf16):
-        trace.part = Part.ACTIVATIONS
+        trace.part = MemoryPart.ACTIVATIONS
         forward(learner.student, accepted_inputs(learner.student, batch.inputs), CaptureSpec(), order)
     return sum(trace.peak.values())
 
@@ -112,7 +112,7 @@ class MemoryPrediction:
     """
 
     phase: str
-    parts: Mapping[Part, int]
+    parts: Mapping[MemoryPart, int]
     missing: str = ""
 
     @property

@@ -8,7 +8,7 @@ from kdalign.distillation.memory import HEAP_BYTES, HEAP_SHARE, micro_batch_rows
 from kdalign.distillation.prepare import prepare
 from kdalign.models.architecture import count_parameters, describe, meta_model
 from kdalign.recipe import build_recipe
-from kdalign.training.memory import MemoryPrediction, Part
+from kdalign.training.memory import MemoryPart, MemoryPrediction
 
 
 @pytest.fixture(autouse=True)
@@ -40,26 +40,26 @@ def test_weights_gradients_and_moments_are_counted_by_hand(run_of, monkeypatch):
     ours, theirs = (
         count_parameters(meta_model(each)) for each in (run.student.config(run.tokenizers), run.teacher.config)
     )
-    assert found[Part.BASE] == 1000 + memory.LATER_BYTES
-    assert found[Part.STUDENT] == 4 * ours
-    assert found[Part.TEACHER] == 4 * theirs
-    assert found[Part.MOMENTS] == 8 * ours
-    assert found[Part.GRADIENTS] >= 4 * ours  # of the first micro-batch, while the second one runs
-    tensors = sum(size for part, size in found.items() if part not in (Part.BASE, Part.HEAP))
-    assert found[Part.HEAP] == pytest.approx(HEAP_BYTES + HEAP_SHARE * tensors, abs=1)
+    assert found[MemoryPart.BASE] == 1000 + memory.LATER_BYTES
+    assert found[MemoryPart.STUDENT] == 4 * ours
+    assert found[MemoryPart.TEACHER] == 4 * theirs
+    assert found[MemoryPart.MOMENTS] == 8 * ours
+    assert found[MemoryPart.GRADIENTS] >= 4 * ours  # of the first micro-batch, while the second one runs
+    tensors = sum(size for part, size in found.items() if part not in (MemoryPart.BASE, MemoryPart.HEAP))
+    assert found[MemoryPart.HEAP] == pytest.approx(HEAP_BYTES + HEAP_SHARE * tensors, abs=1)
 
 
 @pytest.mark.parametrize(("kept", "size"), [("fp32", 8), ("bf16", 4)])
 def test_moments_take_what_their_format_takes(run_of, monkeypatch, kept, size):
     run = run_of(f"train.optimizer_state={kept}")
     ours = describe(run.student.config(run.tokenizers)).parameters
-    assert parts(run, monkeypatch)[Part.MOMENTS] == size * ours
+    assert parts(run, monkeypatch)[MemoryPart.MOMENTS] == size * ours
 
 
 def test_half_the_rows_of_a_micro_batch_have_half_the_activations(run_of, monkeypatch):
     runs = (run_of("train.batch_size=256", f"train.micro_batch={rows}") for rows in (128, 64))
     whole, half = (parts(run, monkeypatch) for run in runs)
-    for part in (Part.ACTIVATIONS, Part.TEACHER_ACTIVATIONS):
+    for part in (MemoryPart.ACTIVATIONS, MemoryPart.TEACHER_ACTIVATIONS):
         assert half[part] == pytest.approx(whole[part] / 2, rel=0.05)
 
 
@@ -68,12 +68,12 @@ def test_recomputed_layers_and_frozen_ones_need_less(run_of, monkeypatch):
         parts(run_of(*sets), monkeypatch)
         for sets in ([], ["train.gradient_checkpointing=true"], ["train.freeze=[embeddings]"])
     )
-    assert again[Part.ACTIVATIONS] < plain[Part.ACTIVATIONS] / 2
-    assert frozen[Part.MOMENTS] < plain[Part.MOMENTS]
+    assert again[MemoryPart.ACTIVATIONS] < plain[MemoryPart.ACTIVATIONS] / 2
+    assert frozen[MemoryPart.MOMENTS] < plain[MemoryPart.MOMENTS]
 
 
 def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, monkeypatch):
-    assert Part.TEACHER not in parts(run_of(**{"cache.folder": "auto"}), monkeypatch)
+    assert MemoryPart.TEACHER not in parts(run_of(**{"cache.folder": "auto"}), monkeypatch)
 
 
 def test_another_seed_counts_alike_and_is_not_counted_again(run_of, monkeypatch):
@@ -106,8 +106,8 @@ def test_a_step_that_cannot_be_counted_is_estimated_and_the_line_says_so(run_of,
     assert str(rough).startswith("about ")
     assert "NotImplementedError, aten::unheard" in str(rough)
     assert not counted.missing
-    assert rough.parts[Part.STUDENT] == counted.parts[Part.STUDENT]
-    assert rough.parts[Part.ACTIVATIONS] == pytest.approx(counted.parts[Part.ACTIVATIONS], rel=1)
+    assert rough.parts[MemoryPart.STUDENT] == counted.parts[MemoryPart.STUDENT]
+    assert rough.parts[MemoryPart.ACTIVATIONS] == pytest.approx(counted.parts[MemoryPart.ACTIVATIONS], rel=1)
 
 
 def test_the_rows_of_the_largest_micro_batch():
@@ -125,7 +125,7 @@ def test_the_rows_of_the_largest_micro_batch():
 
 
 def test_the_line_names_the_total_and_its_two_largest_parts():
-    found = {Part.BASE: 600_000_000, Part.STUDENT: 100_000_000, Part.ACTIVATIONS: 1_300_000_000}
+    found = {MemoryPart.BASE: 600_000_000, MemoryPart.STUDENT: 100_000_000, MemoryPart.ACTIVATIONS: 1_300_000_000}
     said = "2.0 GB at most, in training: student's activations 1.3 GB, Python and libraries 0.6 GB"
     assert str(MemoryPrediction("training", found)) == said
     assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
@@ -134,4 +134,4 @@ def test_the_line_names_the_total_and_its_two_largest_parts():
 def test_a_tiny_micro_batch_is_outweighed_by_the_batches_that_are_scored(run_of):
     found = predict_memory(run_of("train.micro_batch=1", "train.gradient_checkpointing=true"))
     assert found.phase == "monitoring"
-    assert found.parts[Part.ACTIVATIONS] > 0
+    assert found.parts[MemoryPart.ACTIVATIONS] > 0
