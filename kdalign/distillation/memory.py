@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import collate
 from kdalign.data.corruption import with_corruption
-from kdalign.data.tasks import Examples
+from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.data.text_rows import longest_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -22,7 +22,7 @@ from kdalign.distillation.tokenize import tokenize_for_training
 from kdalign.environment import trim_heap, world_size
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import ROWS_AT_ONCE
-from kdalign.models import lora, student
+from kdalign.models import loading, lora, student
 from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
 from kdalign.models.checkpoint_files import describe_config
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
@@ -108,7 +108,8 @@ def _resident() -> int:
 def _student(run: PreparedRun) -> PreTrainedModel:
     """The student on the meta device, with dropout, frozen parts and adapters as in training."""
     train = run.recipe.train
-    model = meta_model(run.student.config(run.tokenizers), head=run.adapter.head).to(dtype=torch.float32)
+    config = _headed(run, run.student.config(run.tokenizers))
+    model = meta_model(config, head=run.adapter.head).to(dtype=torch.float32)
     model = student.with_dropout(student.freeze(model, train.freeze), train.dropout)
     return model if train.lora is None else lora.add_adapters(model, train.lora, train.seed)
 
@@ -117,8 +118,16 @@ def _teacher(run: PreparedRun, config: PretrainedConfig, dtype: torch.dtype) -> 
     """A teacher on the meta device; with two layers of each stack if no layer is compared, as none keeps anything."""
     if not any(weights.built.aligning for _, weights in run.recipe.objective.stages):
         config = with_layers(config, {each.name: range(min(2, each.layers)) for each in describe(config).stacks})
-    model = meta_model(config, head=run.adapter.head)
+    model = meta_model(_headed(run, config), head=run.adapter.head)
     return ComputedTeacher(model, run.adapter.output_order(model), dtype, torch.device("meta"))
+
+
+def _headed(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
+    """A model's configuration, with the head that it will get if it has none for the task."""
+    task = run.task
+    if isinstance(task, ClassificationTask) and loading.output_order(config, task) is None:
+        return loading.with_task_head(config, task)
+    return config
 
 
 def _trace(
