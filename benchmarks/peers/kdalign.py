@@ -53,14 +53,14 @@ def train_encoder(job: Job) -> None:
     """Train a classifier or an encoder, and tell what was measured."""
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
-        trainer, models, opened = begin_training(build_recipe(None, flags_of(job, folder)), STEPS)
+        trainer, models, _ = begin_training(build_recipe(None, flags_of(job, folder)), STEPS)
         prepared = time.perf_counter() - begun
         progress = trainer.progress
         scores = None if job.variant.startswith("embedding") else accuracy_of(job, models.student)
         meter = Meter(job, lambda: (progress.examples, progress.tokens), scores)
         with deterministic_on_cpu(trainer.accelerator.device):
             take(meter, lambda: trainer._take_step(False))
-        meter.tell("bf16" if opened.bf16 else "fp32", preparing_seconds=prepared)
+        meter.tell("bf16" if models.opened.bf16 else "fp32", preparing_seconds=prepared)
 
 
 def train_language(job: Job) -> None:
