@@ -80,7 +80,11 @@ def run_module(python: Path, module: str, words: list[str]) -> dict[str, Any]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
         raise Failed(said[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise Failed("it told no result") from None
+    return found
 
 
 def job_of(row: Row, given: argparse.Namespace, folder: Path, turn: int, limits: dict[str, float]) -> str:

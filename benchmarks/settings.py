@@ -139,17 +139,15 @@ def choose_rows(only: list[str] | None, language: bool) -> list[Row]:
     """Return the rows of some peers, in the table's order.
 
     Args:
-        only: names of peers; None for all.
+        only: names of peers, or of their variants, such as ``trainer:tuned``; None for all.
         language: whether there is a teacher for the group of language models.
 
     Raises:
         UsageError: a name is not a peer's.
     """
+    variants = [f"{row.peer}:{row.variant}" for row in ROWS]
     for name in only or ():
-        if name not in PEERS:
-            raise unknown("peer", name, PEERS)
-    return [
-        row
-        for row in ROWS
-        if (only is None or row.peer in only) and (language or GROUPS[row.group].models != "language")
-    ]
+        if name not in (*PEERS, *variants):
+            raise unknown("peer", name, variants if ":" in name else PEERS)
+    asked = [row for row in ROWS if only is None or {row.peer, f"{row.peer}:{row.variant}"} & set(only)]
+    return [row for row in asked if language or GROUPS[row.group].models != "language"]

@@ -184,9 +184,9 @@ def peak_memory(device: Any) -> int | None:
 
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
-    if status.is_file():
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):  # some sandboxes have no such line
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

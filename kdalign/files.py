@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -245,6 +246,11 @@ def _refusal(error: Exception) -> str | None:
     return cause_of(error) if isinstance(error, OSError) else None
 
 
+def draft_of(path: Path) -> Path:
+    """Return a free name next to a path, for a file that is being written; processes of two containers share ids."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; it is renamed on success and removed on failure.
@@ -252,7 +258,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         Unwritten: as ``writing``.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = draft_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +23,7 @@ import numpy as np
 
 from kdalign.environment import cache_folder
 from kdalign.errors import KdalignError
-from kdalign.files import atomic_file, read_text, sha256, write_text, writing
+from kdalign.files import atomic_file, draft_of, read_text, sha256, write_text, writing
 from kdalign.version import __version__
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -91,7 +90,7 @@ class KeptResult:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            _make_room(self.file.parent, MOST_BYTES - size)
+            _make_room(self.file, MOST_BYTES - size)
             with atomic_file(self.file) as temporary:
                 save_file({name: np.ascontiguousarray(values) for name, values in result.items()}, temporary)
                 digest = sha256(temporary)
@@ -110,7 +109,7 @@ class KeptResult:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             draft = Draft(self.file, opened)
             yield draft
-            _make_room(self.file.parent, MOST_BYTES - draft.size)
+            _make_room(self.file, MOST_BYTES - draft.size)
             with atomic_file(self.file) as temporary:
                 digest = draft.join(temporary)
             write_text(self._digest, digest + "\n")
@@ -134,7 +133,7 @@ class Draft:
             file: file of the result.
             opened: closes and removes the files of the arrays.
         """
-        self._file, self._opened, self._numbers = file, opened, count()
+        self._file, self._opened = file, opened
         self._parts: dict[str, tuple[Path, IO[bytes], np.dtype[Any]]] = {}
 
     @property
@@ -145,7 +144,7 @@ class Draft:
     def append(self, name: str, values: np.ndarray[Any, Any]) -> None:
         """Append to an array; the first values decide its type."""
         if name not in self._parts:
-            path = self._file.with_name(f".{self._file.name}.{os.getpid()}.{next(self._numbers)}.tmp")
+            path = draft_of(self._file)
             self._opened.callback(path.unlink, missing_ok=True)
             self._parts[name] = path, self._opened.enter_context(path.open("wb")), values.dtype
         _, part, kind = self._parts[name]
@@ -208,23 +207,30 @@ def release_pages(*arrays: np.ndarray[Any, Any]) -> None:
 
 def _map(file: Path) -> Arrays:
     """Map the arrays of a safetensors file: 8 bytes of the header's length, a JSON header, the data."""
-    with file.open("rb") as opened:
+    arrays = {}
+    with file.open("rb") as opened:  # once: another process may replace the file
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
-    arrays = {}
-    for name, facts in header.items():
-        kind, shape, (start, end) = _TYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
-        mapped = end > start  # no file can be mapped to an empty array
-        arrays[name] = np.memmap(file, kind, "r", 8 + length + start, shape) if mapped else np.zeros(shape, kind)
+        for name, facts in header.items():
+            kind, shape, (start, end) = _TYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
+            mapped = end > start  # no file can be mapped to an empty array
+            arrays[name] = np.memmap(opened, kind, "r", 8 + length + start, shape) if mapped else np.zeros(shape, kind)
     return arrays
 
 
-def _make_room(folder: Path, most: int) -> None:
-    """Remove the least recently read results until the rest take at most ``most`` bytes, and old drafts."""
-    for draft in folder.glob(".*.tmp"):  # of processes that were killed
-        if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
-            draft.unlink(missing_ok=True)
-    kept = sorted((each.stat().st_mtime, each.stat().st_size, each) for each in folder.glob("*.safetensors"))
+def _make_room(file: Path, most: int) -> None:
+    """Remove the least recently read results until the rest take at most ``most`` bytes, and old drafts.
+
+    What another process has written under the file's own name stays: that process may be reading it.
+    """
+    sizes: dict[Path, tuple[float, int]] = {}
+    for each in file.parent.iterdir():
+        with suppress(FileNotFoundError):  # removed or renamed meanwhile
+            sizes[each] = each.stat().st_mtime, each.stat().st_size
+    for each, (changed, _) in sizes.items():
+        if each.name.startswith(".") and each.suffix == ".tmp" and time.time() - changed > _DRAFT_SECONDS:
+            each.unlink(missing_ok=True)  # of a process that was killed
+    kept = sorted((*facts, each) for each, facts in sizes.items() if each.suffix == ".safetensors" and each != file)
     total = sum(size for _, size, _ in kept)
     for _, size, each in kept:
         if total <= most:

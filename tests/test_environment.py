@@ -146,6 +146,11 @@ print(faults() - before)
     assert int(found.stdout) < 16_384
 
 
+def test_the_peak_of_memory_is_known_where_the_system_has_no_line_for_it(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_: "Name:\tpython\nVmRSS:\t1 kB\n")
+    assert peak_memory("cpu") > 10_000_000
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be measured anew on Linux alone")
 def test_the_peak_of_memory_is_measured_anew():
     with mmap.mmap(-1, 300_000_000) as pages:  # given back at its end, whatever the heap keeps

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from kdalign import result_cache
 from kdalign.environment import cache_folder
+from kdalign.files import draft_of
 from kdalign.result_cache import find_result, keep_result, release_pages
 
 
@@ -101,6 +102,22 @@ def test_a_file_that_is_removed_while_it_is_read_is_computed_again(monkeypatch):
     assert keep_result("tests", {}, compute)[1] is False
     assert compute.times == 2
     assert file.is_file()
+
+
+def test_two_processes_of_one_number_write_apart():
+    file = cache_folder() / "tests" / "one.safetensors"
+    assert draft_of(file) != draft_of(file)
+
+
+def test_a_result_that_another_process_has_written_meanwhile_is_not_removed_for_ones_own(monkeypatch):
+    values = np.zeros(1000, dtype=np.int32)
+    monkeypatch.setattr(result_cache, "MOST_BYTES", 5000)
+    kept = find_result("tests", {})
+    kept.write({"whole": values})
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: removed.append(path))
+    kept.write({"whole": values})
+    assert kept.file not in removed
 
 
 def test_what_killed_processes_were_writing_is_removed_after_a_day():

@@ -1,6 +1,7 @@
 """What the peers that distill a classifier share: rows, models, the five terms, and the accuracy of the student.
 
-Each peer pads and groups rows in its own way; the terms are those of kdalign's joint objective, over real tokens.
+Each peer pads and groups rows in its own way. The terms do the work of kdalign's joint objective, over real tokens, at
+scales of their own: kdalign divides squared distances of features by the teacher's variance.
 """
 
 from collections.abc import Callable, Sequence

@@ -40,6 +40,15 @@ def matches(pair: Pair) -> list[dict[str, object]]:
     return found
 
 
+class Distiller(textbrewer.GeneralDistiller):
+    """Distiller whose forwards are in bfloat16; autocast around the whole of training would keep its first weights."""
+
+    def train_on_batch(self, batch, args):
+        """Return the loss of a batch, as the library does."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().train_on_batch(batch, args)
+
+
 def main() -> None:
     """Train, and tell what was measured."""
     job = Job.read()
@@ -51,7 +60,7 @@ def main() -> None:
         rows, batch_size=BATCH, shuffle=not tuned, sampler=by_length, drop_last=True,
         collate_fn=partial(data.collate, to="max_length" if job.variant == "padded" else "longest"),
     )  # fmt: skip
-    distiller = textbrewer.GeneralDistiller(
+    distiller = (Distiller if tuned else textbrewer.GeneralDistiller)(
         train_config=textbrewer.TrainingConfig(output_dir=job.scratch, device="cpu", ckpt_steps=10**6),
         distill_config=textbrewer.DistillationConfig(
             temperature=TEMPERATURE, hard_label_weight=HARD, kd_loss_weight=SOFT * TEMPERATURE**2,
@@ -60,7 +69,7 @@ def main() -> None:
         model_T=pair.teacher, model_S=pair.student, adaptor_T=adapt, adaptor_S=adapt,
     )  # fmt: skip
     meter = Meter(job, Counts(pair.student), accuracy_of(job, pair.student))
-    with distiller, torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+    with distiller:
         meter.run(
             lambda: distiller.train(
                 make_optimizer(pair.student), loader, num_steps=10**6, max_grad_norm=CLIP,

@@ -20,7 +20,7 @@ def main() -> None:
     class Distiller(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs.pop("labels")
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=tuned):  # the student's is Trainer's
                 theirs = pair.teacher(**inputs, output_hidden_states=True, output_attentions=True)
             ours = model(**inputs, output_hidden_states=True, output_attentions=True)
             loss = joint_loss(ours, theirs, inputs["attention_mask"], labels, pair.layers)

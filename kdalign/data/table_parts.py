@@ -14,6 +14,7 @@ from kdalign.data.tables import (
     file_format,
     from_arrow,
     from_columns,
+    mostly_empty,
     parse_jsonl,
     split_lines,
 )
@@ -56,6 +57,8 @@ def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd
             for text in _text_parts(file):
                 rows = list(parse_jsonl(split_lines(text), file, line))
                 names = list(dict.fromkeys(name for row in rows for name in row))
+                if rows and (not names or mostly_empty(rows, len(names))):
+                    raise NotInParts
                 if rows:
                     yield from_columns({name: [row.get(name) for row in rows] for name in names})
                 line += count_lines(text)

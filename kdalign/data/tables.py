@@ -96,9 +96,14 @@ _MOST_CELLS = 10**7
 def _read_jsonl(file: Path) -> "pd.DataFrame":
     rows = list(parse_jsonl(split_lines(_read_text(file)), file))
     names = dict.fromkeys(name for row in rows for name in row)
-    if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
+    if mostly_empty(rows, len(names)):
         raise UsageError(f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, hardly any in common")
     return from_columns({name: [row.get(name) for row in rows] for name in names})
+
+
+def mostly_empty(rows: Sequence[Mapping[str, Any]], names: int) -> bool:
+    """Return whether a table of these rows and so many columns would be large, and hardly any cell of it filled."""
+    return len(rows) * names > max(_MOST_CELLS, 100 * sum(map(len, rows)))
 
 
 def parse_jsonl(lines: Iterable[str], file: Path, first: int = 1) -> Iterator[dict[str, Any]]:

@@ -63,8 +63,10 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
     except Exception as error:  # whatever an operation of torch, a model or a term of the user's own raises here
         cause = str(error).partition("\n")[0][:_MOST_LETTERS]
         step, missing = _rough_step(run, ours, bf16), f"by a formula: {type(error).__name__}, {cause}"
-    if recipe.on_policy.share:
-        missing = f"{missing}, " * bool(missing) + "without the student's own texts"
+    left_out = [missing] if missing else []
+    left_out += ["without the student's own texts"] if recipe.on_policy.share else []
+    left_out += ["without the activations of fine-tuning"] if run.finetunes else []
+    left_out += ["for one rank"] if world_size() > 1 else []
     weights = {MemoryPart.STUDENT: 4 * count_parameters(ours)}
     copies = max(1, len(recipe.multi_task.tasks))  # teachers, one for each task that is learned together
     sizes = [copies * describe(each.config).parameters for each in run.teachers]
@@ -88,7 +90,7 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
             gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
-    return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, missing)
+    return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, ", ".join(left_out))
 
 
 def training_device(recipe: Recipe) -> torch.device:
@@ -142,7 +144,8 @@ def _trace(
     rows, accumulates = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
     longest = int(encoded.lengths.argmax())
     batch = collate(encoded, [longest] * rows)
-    known = _key(run, ours, teachers, {name: column[longest] for name, column in encoded.columns.items()}, rows)
+    row = {name: column[longest] for name, column in encoded.columns.items()}
+    known = _key(run, ours, teachers, row, (rows, accumulates))
     if known in _STEPS:
         return _STEPS[known]
     mode, dtype, found = shapes_only(), torch.bfloat16 if bf16 else None, list[StepMemory]()
@@ -186,7 +189,7 @@ def _key(
     ours: PreTrainedModel,
     teachers: Sequence[ComputedTeacher],
     longest: Mapping[str, Sequence[int]],
-    rows: int,
+    rows: tuple[int, bool],
 ) -> str:
     """Everything that decides a step's memory, as text."""
     configs = [

@@ -7,6 +7,7 @@ model would have.
 
 import importlib.metadata
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,11 +103,14 @@ def _read(file: Path, needed: str, read: Callable[[str], _Read]) -> _Read | None
     known = _kept(file)
     if known is None or _FILE + needed not in known:
         return None
-    with TemporaryDirectory() as folder:
-        for name, content in known.items():
-            if name.startswith(_FILE):
-                (Path(folder) / name.removeprefix(_FILE)).write_bytes(content.tobytes())
-        return read(folder)
+    try:
+        with TemporaryDirectory() as folder:
+            for name, content in known.items():
+                if name.startswith(_FILE):
+                    (Path(folder) / name.removeprefix(_FILE)).write_bytes(content.tobytes())
+            return read(folder)
+    except OSError:  # no room for temporary files
+        return None
 
 
 def _keep(file: Path, model: PreTrainedModel, config: PretrainedConfig) -> None:
@@ -115,7 +119,8 @@ def _keep(file: Path, model: PreTrainedModel, config: PretrainedConfig) -> None:
     for name, each in model.state_dict().items():
         first.setdefault(each.data_ptr(), name)
     arrays = {f"{_WEIGHT}{name}": model.state_dict()[name].numpy() for name in first.values()}
-    with TemporaryDirectory() as folder:
+    with suppress(OSError), TemporaryDirectory() as folder:  # without room for temporary files nothing is kept
+        config.to_json_file(Path(folder) / "config.json", use_diff=False)
         try:
             tokenizer = read_gguf_tokenizer(file)
             tokenizer.save_pretrained(folder)
@@ -123,11 +128,11 @@ def _keep(file: Path, model: PreTrainedModel, config: PretrainedConfig) -> None:
                 raise ValueError("a tokenizer that its own files do not describe")
         except Exception:  # Transformers raises what it likes; such a file is read anew for its tokenizer
             for saved in Path(folder).iterdir():
-                saved.unlink()
-        config.to_json_file(Path(folder) / "config.json", use_diff=False)
+                if saved.name != "config.json":
+                    saved.unlink()
         for saved in sorted(Path(folder).iterdir()):
             arrays[_FILE + saved.name] = np.frombuffer(saved.read_bytes(), np.uint8)
-    _place(file).write(arrays)
+        _place(file).write(arrays)
 
 
 def _facts_of(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:

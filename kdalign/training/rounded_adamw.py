@@ -64,7 +64,8 @@ class RoundedAdamW(torch.optim.Optimizer):
         # A generator of the CPU reads 32 bits of its seed, so that the three numbers are mixed first.
         seed = int(np.random.SeedSequence((self._seed, place, count)).generate_state(1)[0])
         generator = torch.Generator(parameter.device).manual_seed(seed)
-        weights, first, second = (each.view(-1) for each in (parameter, state["exp_avg"], state["exp_avg_sq"]))
+        whole = parameter.contiguous()  # itself, or a copy of a transposed one
+        weights, first, second = (each.view(-1) for each in (whole, state["exp_avg"], state["exp_avg_sq"]))
         gradient = cast(Tensor, parameter.grad).reshape(-1)
         lr, (beta1, beta2) = group["lr"], group["betas"]
         for start in range(0, len(gradient), CHUNK):
@@ -75,6 +76,8 @@ class RoundedAdamW(torch.optim.Optimizer):
             second[part] = round_at_random(square, generator)
             spread = square.sqrt_().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
             weights[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(mean, spread, value=-lr / (1 - beta1**count))
+        if whole is not parameter:
+            parameter.copy_(whole)
 
 
 def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@ def test_only_some_peers_are_measured_in_the_tables_order():
     found = choose_rows(["trl", "kdalign"], language=True)
     assert {row.peer for row in found} == {"kdalign", "trl"}
     assert found == [row for row in ROWS if row in found]
+    chosen = choose_rows(["trainer:tuned", "kdalign:joint"], language=True)
+    assert [(row.peer, row.variant) for row in chosen] == [("kdalign", "joint"), ("trainer", "tuned")]
     assert "language" not in {row.group for row in choose_rows(None, language=False)}
 
 

@@ -116,6 +116,14 @@ def test_a_bad_row_in_the_middle_is_named_as_in_a_small_file(few, tmp_path, name
     assert str(parts.value) == str(whole.value)
 
 
+@pytest.mark.parametrize("lines", [["{}"] * 4, [f'{{"key {number}": 1}}' for number in range(200)]])
+def test_rows_without_a_key_or_with_keys_of_their_own_are_left_to_the_whole(tmp_path, monkeypatch, lines):
+    monkeypatch.setattr("kdalign.data.tables._MOST_CELLS", 100)
+    (tmp_path / "it.jsonl").write_text("\n".join(lines))
+    with pytest.raises(NotInParts):
+        list(table_parts.table_parts(tmp_path / "it.jsonl"))
+
+
 def test_text_in_utf_16_is_read_as_a_whole(few, tmp_path):
     (tmp_path / "it.csv").write_text("text,label\na,0\n", encoding="utf-16")
     with pytest.raises(NotInParts):

@@ -131,6 +131,13 @@ def test_the_line_names_the_total_and_its_two_largest_parts():
     assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
 
 
+def test_what_is_not_counted_is_in_the_line(run_of, monkeypatch):
+    assert not predict_memory(run_of()).missing
+    monkeypatch.setattr(memory, "world_size", lambda: 2)
+    assert str(predict_memory(run_of())).startswith("about ")
+    assert "(for one rank)" in str(predict_memory(run_of()))
+
+
 def test_a_tiny_micro_batch_is_outweighed_by_the_batches_that_are_scored(run_of):
     found = predict_memory(run_of("train.micro_batch=1", "train.gradient_checkpointing=true"))
     assert found.phase == "monitoring"

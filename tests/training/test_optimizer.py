@@ -51,6 +51,17 @@ def test_the_first_step_is_that_of_float32(form):
     torch.testing.assert_close(found, expected, atol=2e-7, rtol=0)
 
 
+def test_a_transposed_parameter_takes_the_steps_of_one_that_is_not():
+    gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    plain, turned = nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(3, 5).T)
+    for parameter in (plain, turned):
+        parameter.grad = gradient.clone()
+        RoundedAdamW([parameter], lr=0.1, seed=0).step()
+    assert not turned.is_contiguous()
+    assert torch.equal(plain, turned)
+    assert not torch.equal(plain, torch.ones(5, 3))
+
+
 def test_later_steps_are_within_what_bfloat16_rounds():
     # Of one sign: then a moment is off by at most 2^-7 of itself, and a step by 2^-7 + 2^-8 of its length, 1.2 %.
     generator = torch.Generator().manual_seed(1)

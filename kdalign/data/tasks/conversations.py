@@ -67,7 +67,8 @@ def read_conversations(table: "pd.DataFrame", column: str, where: str, first: in
     cells = list(column_cells(table, column))
     tools = list(column_cells(table, TOOLS)) if TOOLS in table.columns else [None] * len(cells)
     rows = enumerate(zip(cells, tools, strict=True), first)
-    return tuple(_conversation(cell, given, f"{where}, row {row}").to_json() for row, (cell, given) in rows)
+    read = ((row, _conversation(cell, given, f"{where}, row {row}").to_json()) for row, (cell, given) in rows)
+    return tuple(check_text(text, f"{where}: row {row}", column) for row, text in read)
 
 
 def _conversation(cell: Any, tools: Any, where: str) -> Conversation:

@@ -100,6 +100,10 @@ def test_a_reference_that_is_no_text_is_refused(tmp_path, cell, said):
         ),
         ([{"role": "user", "content": ["x"]}], "a message needs content, a text, .*; message 0 is"),
         ([{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}], "message 0 has half a char"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": "\ud83d"}],
+            "has half a character in column 'messages'",
+        ),
         ([{"role": "assistant", "content": "hi"}, {"role": "user", "content": "ok"}], "the assistant begins the conv"),
         ([{"role": "assistant", "content": "hi"}], "the assistant begins the conversation and says nothing after it"),
         ([], r"a conversation is a list of messages; given a list \(\[\]\)"),
