@@ -9,9 +9,8 @@ is scored. Measured is the largest resident memory of the process, on CUDA that 
 import argparse
 import json
 import tempfile
-from pathlib import Path
 
-from benchmarks.step import begin_training
+from benchmarks.step import begin_training, recipe_parser
 from kdalign.devices import deterministic_on_cpu
 from kdalign.environment import peak_memory
 from kdalign.recipe import build_recipe
@@ -22,7 +21,7 @@ def sort_longest_first(trainer: Trainer) -> None:
     """Let the first steps have the longest texts of the epoch."""
     [only] = trainer.trainers
     only.micro_batches(0)
-    only._batches.sort(key=lambda rows: -int(only.task.encoded.lengths[rows].max()))
+    only._batches = sorted(only._batches, key=lambda rows: -int(only.task.encoded.lengths[rows].max()))
 
 
 def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:
@@ -50,12 +49,7 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("sets", nargs="*", metavar="KEY=VALUE", help="recipe keys that win over the file")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    given = recipe_parser(__doc__, steps=3).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(given, folder)
     if given.json:

@@ -93,14 +93,20 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def recipe_parser(description: str | None, steps: int) -> argparse.ArgumentParser:
+    """Make the parser of a command that takes some steps of a recipe."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("sets", nargs="*", metavar="KEY=VALUE", help="recipe keys that win over the file")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = recipe_parser(__doc__, steps=5)
+    parser.add_argument("--warm-up", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(given, folder)

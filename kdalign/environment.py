@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from kdalign.errors import UsageError
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
@@ -135,6 +133,8 @@ def _numbers(*files: Path) -> tuple[int, int] | None:
 
 def busy_seconds() -> float:
     """Return the seconds for which the cores ran any process since the machine was started."""
+    import psutil
+
     times = psutil.cpu_times()
     return float(times.user + times.system + getattr(times, "nice", 0.0))  # Windows has no nice ones
 
@@ -162,7 +162,7 @@ def trim_heap() -> None:
 
 
 def reset_peak_memory(device: Any) -> None:
-    """Begin to measure ``peak_memory`` anew: of an earlier run in this process, nothing shall count."""
+    """Begin to measure ``peak_memory`` anew, so that an earlier run in this process does not count."""
     if str(device).startswith("cuda"):
         import torch
 

@@ -102,7 +102,7 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
 
 
 def mostly_empty(rows: Sequence[Mapping[str, Any]], names: int) -> bool:
-    """Return whether a table of these rows and so many columns would be large, and hardly any cell of it filled."""
+    """Return whether a table of these rows and this number of columns would be large, with hardly any cell filled."""
     return len(rows) * names > max(_MOST_CELLS, 100 * sum(map(len, rows)))
 
 

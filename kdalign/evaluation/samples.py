@@ -89,16 +89,16 @@ def complete(
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
-    answers, pad = model.config.is_encoder_decoder, tokenizer.pad_token_id or 0
-    used = [1 if answers else len(prompt.ids) for prompt in prompts]
+    decodes, pad = model.config.is_encoder_decoder, tokenizer.pad_token_id or 0  # the decoder begins anew
+    used = [1 if decodes else len(prompt.ids) for prompt in prompts]
     budgets = [min(new_tokens, max_positions(model.config) - length) for length in used]
     texts = [""] * len(prompts)
     with inference_mode(model):
         for budget in sorted({budget for budget in budgets if budget > 0}):
             rows = [row for row, own in enumerate(budgets) if own == budget]
-            ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not answers)
+            ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not decodes)
             settings.max_new_tokens = budget
             output = model.generate(ids, attention_mask=mask, generation_config=settings)
-            for row, tokens in zip(rows, output if answers else output[:, ids.size(1) :], strict=True):
+            for row, tokens in zip(rows, output if decodes else output[:, ids.size(1) :], strict=True):
                 texts[row] = tokenizer.decode(tokens, skip_special_tokens=True)
     return texts

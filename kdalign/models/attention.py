@@ -20,7 +20,7 @@ class AttentionKeeper(Protocol):
         """Begin a call of the module."""
 
     def again(self) -> "AttentionKeeper":
-        """Return a keeper for computing the calls from here on once more, of which nothing is read."""
+        """Return a keeper for a second computation of the calls from here on, whose activations nobody reads."""
 
     @property
     def wants_map(self) -> bool:

@@ -185,7 +185,7 @@ class _Keeper:
         self._calls += 1
 
     def again(self) -> "_Keeper":
-        """Return a keeper for computing the layers from here on once more, of which nothing is read."""
+        """Return a keeper for a second computation of the layers from here on, whose activations nobody reads."""
         return _Keeper(self._layers[self._calls :], self._wanted, Activations())
 
     @property

@@ -70,9 +70,11 @@ def load_gguf_model(file: Path, auto: Any, config: PretrainedConfig, attention: 
     else:
         state = auto.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32).state_dict()
     of_model = auto._model_mapping[type(config)]
-    model: PreTrainedModel = of_model.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, attn_implementation=attention
-    )
+    settings = {"dtype": torch.float32, "attn_implementation": attention, "output_loading_info": True}
+    model: PreTrainedModel
+    model, report = of_model.from_pretrained(None, config=config, state_dict=state, **settings)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[:1]}")
     model.config.name_or_path = config.name_or_path
     if known is None:
         _keep(file, model, config)
@@ -115,10 +117,11 @@ def _read(file: Path, needed: str, read: Callable[[str], _Read]) -> _Read | None
 
 def _keep(file: Path, model: PreTrainedModel, config: PretrainedConfig) -> None:
     """Keep weights, configuration and tokenizer, if it has one that is the same when it is read again."""
+    state = model.state_dict()
     first: dict[int, str] = {}  # of tensors that share their memory, such as tied ones
-    for name, each in model.state_dict().items():
+    for name, each in state.items():
         first.setdefault(each.data_ptr(), name)
-    arrays = {f"{_WEIGHT}{name}": model.state_dict()[name].numpy() for name in first.values()}
+    arrays = {f"{_WEIGHT}{name}": state[name].numpy() for name in first.values()}
     with suppress(OSError), TemporaryDirectory() as folder:  # without room for temporary files nothing is kept
         config.to_json_file(Path(folder) / "config.json", use_diff=False)
         try:

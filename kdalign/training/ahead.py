@@ -8,7 +8,7 @@ Value = TypeVar("Value")
 
 
 class Ahead(Generic[Value]):
-    """Values by number, of which the one after the last that was taken is computed in a thread of its own."""
+    """Values by number; once one is taken, a thread computes the next."""
 
     def __init__(self, compute: Callable[[int], Value]) -> None:
         """Compute nothing yet.

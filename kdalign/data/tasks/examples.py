@@ -38,7 +38,7 @@ class Examples:
 
     @property
     def mapped(self) -> bool:
-        """True if there are so many texts that they are read from a file: a pass over them takes its time."""
+        """True if the texts are mapped from a file, because they are many: a pass over them takes time."""
         return any(isinstance(column, TextRows) and column.mapped for column in self.texts)
 
     def take(self, rows: Sequence[int]) -> "Examples":

@@ -65,7 +65,7 @@ class TaskAdapter(Protocol):
 
     @property
     def in_parts(self) -> TokenizedInParts | None:
-        """How a split to train on can be tokenized in parts, by one tokenizer; None if it cannot."""
+        """How one tokenizer can tokenize a training split in parts; None if it cannot."""
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint of another family, or with a head for something else.

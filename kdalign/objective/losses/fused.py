@@ -107,7 +107,7 @@ def fused_losses_of_top(
     *,
     slope: bool = True,
 ) -> BlockLosses:
-    """Compute what ``fused_losses`` does for a teacher of which the likeliest entries are known.
+    """Compute the losses of ``fused_losses`` for a teacher whose likeliest entries alone are known.
 
     Args:
         student: logits, finite, in float32 or wider; left as they are.
