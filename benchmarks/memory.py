@@ -11,10 +11,10 @@ import json
 import tempfile
 
 from benchmarks.step import begin_training, recipe_parser
-from kdalign.devices import deterministic_on_cpu
 from kdalign.environment import peak_memory
 from kdalign.recipe import build_recipe
 from kdalign.training.loop import Trainer
+from kdalign.training.step import settings_of_steps
 
 
 def sort_longest_first(trainer: Trainer) -> None:
@@ -31,7 +31,7 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:
     device = trainer.accelerator.device
     loaded = peak_memory(device)
     sort_longest_first(trainer)
-    with deterministic_on_cpu(device):
+    with settings_of_steps(device):
         for _ in range(given.steps):
             trainer._take_step(False)
     assert run.memory is not None, "a checked run has a prediction"

@@ -72,7 +72,7 @@ def kdalign_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], No
     from kdalign.alignment.projections import Projections
     from kdalign.alignment.propose import propose
     from kdalign.data.tokenized_split import TokenizedSplit
-    from kdalign.devices import deterministic_on_cpu, make_accelerator
+    from kdalign.devices import make_accelerator
     from kdalign.models.architecture import describe
     from kdalign.models.sampling import Sampling
     from kdalign.objective.build import build_language_objective
@@ -83,6 +83,7 @@ def kdalign_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], No
     from kdalign.training.learner import Learner
     from kdalign.training.loop import Trainer
     from kdalign.training.on_policy import OnPolicy
+    from kdalign.training.step import settings_of_steps
     from kdalign.training.task_trainer import Stage, TrainTask
 
     accelerator, dtype = make_accelerator("auto"), torch.bfloat16
@@ -111,7 +112,7 @@ def kdalign_steps(pair: Pair, kind: str, steps: int) -> Iterator[Callable[[], No
         task = TrainTask("speed", learner, teacher, [Stage(0.0, objective)], encoded, run, on_policy=on_policy)
         train = TrainSettings(max_steps=steps, batch_size=pair.rows, lr=1e-5, clip=1.0)
         trainer = Trainer([task], [0] * steps, train, accelerator, run, NullObserver())
-        with deterministic_on_cpu(accelerator.device):
+        with settings_of_steps(accelerator.device):
             yield lambda: trainer._take_step(False)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from benchmarks.machine import peak_flops, peak_gib, share_of_peak, wait
-from kdalign.devices import deterministic_on_cpu, make_accelerator
+from kdalign.devices import make_accelerator
 from kdalign.distillation import load as loading
 from kdalign.distillation.build import build_task
 from kdalign.distillation.costs import ForwardCosts
@@ -30,6 +30,7 @@ from kdalign.observer import NullObserver
 from kdalign.recipe import Recipe, build_recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer
+from kdalign.training.step import settings_of_steps
 
 
 def flops_a_token(models: loading.LoadedModels, length: int) -> float:
@@ -68,7 +69,7 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, float]:
     trainer, models, _ = begin_training(recipe, total)
     opened = models.opened
     seconds, processor, tokens = [], [], []
-    with deterministic_on_cpu(trainer.accelerator.device):
+    with settings_of_steps(trainer.accelerator.device):
         for _ in range(total):
             begun, worked, before = time.perf_counter(), time.process_time(), trainer.progress.tokens
             trainer._take_step(False)

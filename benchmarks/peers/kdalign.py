@@ -21,8 +21,8 @@ from benchmarks.peers.encoder import BATCH, CLIP, DECAY, LENGTH, RATE, accuracy_
 from benchmarks.peers.meter import Enough, Job, Meter  # noqa: E402
 from benchmarks.settings import PAIR_SHAPE  # noqa: E402
 from benchmarks.step import begin_training  # noqa: E402
-from kdalign.devices import deterministic_on_cpu  # noqa: E402
 from kdalign.recipe import build_recipe  # noqa: E402
+from kdalign.training.step import settings_of_steps  # noqa: E402
 
 STEPS = 10**6
 """Length of the run that the steps are taken from; the learning rate is constant."""
@@ -58,7 +58,7 @@ def train_encoder(job: Job) -> None:
         progress = trainer.progress
         scores = None if job.variant.startswith("embedding") else accuracy_of(job, models.student)
         meter = Meter(job, lambda: (progress.examples, progress.tokens), scores)
-        with deterministic_on_cpu(trainer.accelerator.device):
+        with settings_of_steps(trainer.accelerator.device):
             take(meter, lambda: trainer._take_step(False))
         meter.tell("bf16" if models.opened.bf16 else "fp32", preparing_seconds=prepared)
 

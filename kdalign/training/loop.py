@@ -24,7 +24,7 @@ from torch import nn
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
 from kdalign.data.epochs import total_steps
-from kdalign.devices import deterministic_on_cpu, on_first_rank
+from kdalign.devices import on_first_rank
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError
 from kdalign.models.architecture import first_non_finite
@@ -49,7 +49,7 @@ from kdalign.training.diagnostics import count_step_units, find_small_shares, gr
 from kdalign.training.diverged import or_fp32
 from kdalign.training.optimizer import learning_rate, make_optimizer
 from kdalign.training.run_length import MOST_TIMES, length_of
-from kdalign.training.step import Stepper
+from kdalign.training.step import Stepper, settings_of_steps
 from kdalign.training.step_reports import StepReporter, history_event
 from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask
 
@@ -202,7 +202,7 @@ class Trainer:
         self._reporter, self._saved_at = self._make_reporter(), progress.seconds
         self.observer.started(what, progress.step, length.expected_steps(progress), length.tokens)
         enough = self._is_patience_exhausted(progress.evaluations_without_gain)
-        with first_signal(signal.SIGINT, signal.SIGTERM) as received, deterministic_on_cpu(self.accelerator.device):
+        with first_signal(signal.SIGINT, signal.SIGTERM) as received, settings_of_steps(self.accelerator.device):
             if progress.step == 0:
                 self._monitor()
             while not length.is_reached(progress) and not enough:

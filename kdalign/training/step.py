@@ -1,8 +1,8 @@
 """One optimizer step: forward and backward over micro-batches, the gradient of all ranks clipped and applied."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from kdalign.data.batches import Batch
+from kdalign.devices import deterministic_on_cpu
 from kdalign.errors import RunError
+from kdalign.models.dropout import quick_dropout
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.training.diagnostics import StepViewer, count_step_units
 from kdalign.training.diverged import explain_divergence
+
+
+@contextmanager
+def settings_of_steps(device: torch.device) -> Iterator[None]:
+    """Set torch as training steps on this device want it: deterministic and with quick dropout on a CPU."""
+    with deterministic_on_cpu(device), quick_dropout(device):
+        yield
 
 
 class Penalty(Protocol):
