@@ -98,8 +98,8 @@ def sdpa_with_maps(  # ten parameters: Transformers calls attention functions so
         probabilities = attention_map(query, key, mask, scale, position_bias, softcap)
         if of_map is not None:
             of_map.keep_map(probabilities)
-        # SDPA knows no softcap; and on CPU, a product with the map at hand takes a fraction of its time.
-        if softcap is not None or query.device.type == "cpu":
+        # SDPA knows no softcap; and with dropout, on CPU, it would make the map itself.
+        if softcap is not None or (dropout > 0 and query.device.type == "cpu"):
             spread = repeat_kv(value, query.size(1) // value.size(1))
             with torch.autocast(query.device.type, enabled=False):  # as SDPA does it
                 mixed = torch.nn.functional.dropout(probabilities, dropout) @ spread.to(probabilities.dtype)

@@ -1,7 +1,7 @@
 """Dropout on the CPU whose mask comes from a quarter of the random numbers.
 
-PyTorch draws dropout's mask there one number at a time, unless the processor is Intel's: 6 ns for each activation, 7 % of
-a small encoder's training step. Sixteen bits for each are enough, and are the same on every processor.
+PyTorch draws dropout's mask there one number at a time, unless the processor is Intel's: 6 ns for each activation, 7 %
+of a small encoder's training step. Sixteen bits for each are enough, and are the same on every processor.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor, dropped: int) -> Tensor:
-        """Draw the mask from the default generator, and apply it.
-
-        Args:
-            activations: of any shape and floating type.
-            dropped: how many of 2^16 are zeroed.
-        """
+        """Draw the mask from the default generator, with so many of 2^16 activations zeroed, and apply it."""
         count = activations.numel()
         drawn = torch.empty(-(-count // _PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
         bits = drawn.view(torch.int16)[:count].view(activations.shape)
@@ -59,7 +54,10 @@ def quick_dropout(device: torch.device) -> Iterator[None]:
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # torch's names
         dropped = round(p * _LEVELS)
         usual = inplace or not training or not 0 < dropped < _LEVELS or input.device.type != "cpu"
-        return own(input, p, training, inplace) if usual else _Dropout.apply(input, dropped)
+        if usual:
+            return own(input, p, training, inplace)
+        result: Tensor = _Dropout.apply(input, dropped)  # type: ignore[no-untyped-call]
+        return result
 
     if device.type == "cpu":
         F.dropout = dropout

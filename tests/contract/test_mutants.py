@@ -347,9 +347,15 @@ MUTANTS = {
     ),
     "relations summed over heads": (
         "objective/losses/attention.py",
-        "(teacher_log - student_log)).sum(dim=-1).mean(dim=1)",
-        "(teacher_log - student_log)).sum(dim=-1).sum(dim=1)",
+        "counted = mask[:, None, :, None].to(ours.dtype) / heads",
+        "counted = mask[:, None, :, None].to(ours.dtype)",
         "objective/losses/test_losses.py::test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop",
+    ),
+    "relations of a block that gives no gradient to what it relates to": (
+        "objective/losses/attention.py",
+        "gradient += slope.transpose(-1, -2) @ ours[:, :, block]",
+        "gradient += 0 * slope.transpose(-1, -2) @ ours[:, :, block]",
+        "objective/losses/test_losses.py::test_relations_in_blocks_have_the_gradient_of_their_definition",
     ),
     "likeness by the biased estimate": (
         "alignment/similarity.py",

@@ -1,6 +1,7 @@
 """Losses on attention: maps, and relations between positions."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kdalign.objective.losses.precision import to_float32
+
+RELATIONS_AT_ONCE = 2**24
+"""Relations that are computed at once, 64 MiB of each kind in float32."""
 
 
 def attention_distance(
@@ -61,14 +65,49 @@ def relation_divergence(
     over visible positions j, with x the queries, the keys or the values of one layer, split into R relation heads of
     width d. With values and the models' own heads this is the value relation of MiniLM (Wang et al. 2020,
     arXiv:2002.10957, section 3.2); with other numbers of heads, a relation of MiniLMv2 (Wang et al. 2021,
-    arXiv:2012.15828, section 3.1). Widths may differ.
+    arXiv:2012.15828, section 3.1). Widths may differ. The teacher gets no gradient.
+
+    Memory grows with the length, not with its square: relations are computed for a block of positions at a time, with
+    the gradient :math:`\\partial KL / \\partial (x_i \\cdot x_j) = (\\rho(s)_{ij} - \\rho(t)_{ij}) / \\sqrt{d}`.
     """
-    student_log, teacher_log = (_relations(to_float32(each), visible) for each in (student, teacher))
-    each = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=1)  # (batch, time)
-    return torch.where(mask, each, 0).sum()
+    divergence: Tensor = _RelationDivergence.apply(student, teacher.detach(), visible, mask)  # type: ignore[no-untyped-call]
+    return divergence
 
 
-def _relations(x: Tensor, visible: Tensor) -> Tensor:
-    """(batch, heads, time, time), log-softmax of each position's relation to visible positions."""
-    scores = x @ x.transpose(-1, -2) / math.sqrt(x.size(-1))
-    return F.log_softmax(scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min), dim=-1)
+class _RelationDivergence(torch.autograd.Function):
+    """``relation_divergence`` with the student's gradient, which the forward computes, as it has the relations."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, visible: Tensor, mask: Tensor) -> Tensor:
+        """Sum the divergences of all blocks."""
+        ours, theirs = to_float32(student).contiguous(), to_float32(teacher).contiguous()
+        heads, time = ours.shape[1:3]
+        gradient = torch.zeros_like(ours) if ctx.needs_input_grad[0] else None
+        total = ours.new_zeros(())
+        counted = mask[:, None, :, None].to(ours.dtype) / heads
+        size = max(1, RELATIONS_AT_ONCE // ours[..., 0].numel())
+        for start in range(0, time, size):
+            block = slice(start, start + size)
+            hidden = ~visible[:, None, block]
+            our_log, their_log = (_relations(each, block, hidden) for each in (ours, theirs))
+            gap, probabilities = their_log - our_log, their_log.exp_()
+            total += (gap.mul_(probabilities).sum(dim=-1, keepdim=True) * counted[:, :, block]).sum()
+            if gradient is not None:
+                slope = our_log.exp_().sub_(probabilities).mul_(counted[:, :, block] / math.sqrt(ours.size(-1)))
+                gradient[:, :, block] += slope @ ours
+                gradient += slope.transpose(-1, -2) @ ours[:, :, block]
+        if gradient is not None:
+            ctx.save_for_backward(gradient.to(student.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Scale the gradient that is at hand."""
+        [scale], [gradient] = gradients, ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None, None
+
+
+def _relations(x: Tensor, block: slice, hidden: Tensor) -> Tensor:
+    """(batch, heads, block, time), log-softmax of relations of a block of positions to those that are not hidden."""
+    scores = x[:, :, block] @ x.transpose(-1, -2) / math.sqrt(x.size(-1))
+    return F.log_softmax(scores.masked_fill_(hidden, torch.finfo(scores.dtype).min), dim=-1)

@@ -208,6 +208,32 @@ def test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop():
     assert float(losses.relation_divergence(student, teacher, visible, mask)) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 4 * 2, 2**24])
+def test_relations_in_blocks_have_the_gradient_of_their_definition(monkeypatch, at_once):
+    monkeypatch.setattr("kdalign.objective.losses.attention.RELATIONS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 4, width, generator=generator, dtype=torch.double) for width in (5, 8))
+    visible, mask = torch.ones(2, 4, 4, dtype=torch.bool).tril(), torch.tensor([[True] * 4, [True, True, False, False]])
+    found = losses.relation_divergence(student.requires_grad_(), teacher, visible, mask)
+    theirs, ours = (
+        (x @ x.transpose(-1, -2) / x.size(-1) ** 0.5).masked_fill(~visible[:, None], -math.inf).softmax(dim=-1)
+        for x in (teacher, student)
+    )
+    defined = (torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(1e-300).log()).sum(dim=-1)
+    defined = defined.mean(dim=1)[mask].sum()
+    assert torch.allclose(found, defined)
+    assert torch.allclose(*(torch.autograd.grad(3 * each, student)[0] for each in (found, defined)))
+
+
+def test_long_rows_keep_no_square_map_of_relations():
+    """What is kept for the backward pass is a gradient as large as the values."""
+    student, teacher, kept = torch.randn(1, 2, 64, 4, requires_grad=True), torch.randn(1, 2, 64, 4), []
+    visible, mask = torch.ones(1, 64, 64, dtype=torch.bool).tril(), torch.ones(1, 64, dtype=torch.bool)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda _: None):
+        losses.relation_divergence(student, teacher, visible, mask)
+    assert kept == [student.numel()]
+
+
 def test_relations_of_equal_values_have_no_divergence_and_no_gradient_and_do_not_depend_on_a_rotation():
     values = torch.randn(2, 3, 5, 8, requires_grad=True)
     turned = torch.linalg.qr(torch.randn(8, 8))[0]
