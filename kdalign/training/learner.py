@@ -1,7 +1,6 @@
 """All that is trained, in one module: the student, and the projections of its activations to its teacher's shapes."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,6 +14,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.tokenized_split import IGNORED, MASKED
 from kdalign.models.architecture import Layer, accepted_inputs, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
+from kdalign.models.fused_layers import fused_layers
 from kdalign.models.recomputation import recompute_layers
 from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
@@ -93,7 +93,7 @@ class Learner(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], taught: Activations | None = None) -> Activations:
         """The student's activations on a batch, together with the teacher's that they are compared with."""
-        with recompute_layers(self.student) if self.recomputes else nullcontext():
+        with recompute_layers(self.student) if self.recomputes else fused_layers(self.student):
             return self._read(inputs, taught)
 
     def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
