@@ -104,9 +104,10 @@ def sdpa_with_maps(  # ten parameters: Transformers calls attention functions so
             with torch.autocast(query.device.type, enabled=False):  # as SDPA does it
                 mixed = torch.nn.functional.dropout(probabilities, dropout) @ spread.to(probabilities.dtype)
             return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
-    # On CPU, SDPA's backward takes up to five times as long in bfloat16 as in float32 (on short rows); with dropout it
+    # On CPU, SDPA's backward takes up to five times as long in bfloat16 as in float32 on short rows; with dropout it
     # goes another way, which is not slower.
-    dtype, exact = query.dtype, query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0
+    dtype, trained_on_cpu = query.dtype, query.device.type == "cpu" and torch.is_grad_enabled()
+    exact = trained_on_cpu and dropout == 0 and key.size(2) < LONG
     if exact:
         query, key, value = query.float(), key.float(), value.float()
         position_bias = None if position_bias is None else position_bias.float()
@@ -126,6 +127,8 @@ def sdpa_with_maps(  # ten parameters: Transformers calls attention functions so
     return output.to(dtype), None
 
 
+LONG = 256
+"""Keys from which on attention in bfloat16 takes no longer on a CPU than in float32, and half the memory."""
 ATTENTION = "kdalign"
 """The name under which models use SDPA with maps on request."""
 # Both are needed: an attention function without its mask function gets no padding mask, silently.

@@ -35,7 +35,7 @@ def fused_layers(model: PreTrainedModel) -> Iterator[None]:
             fused += [_fuse(norm, _norm) for norm in norms]
             network = block.get_submodule("mlp")
             down = network.get_submodule("down_proj")
-            if type(down) is nn.Linear and down.bias is None:  # an adapter has a forward of its own
+            if type(down) is nn.Linear and getattr(down, "bias", None) is None:  # an adapter has a forward of its own
                 fused.append(_fuse(network, _feed_forward))
     try:
         yield

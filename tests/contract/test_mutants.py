@@ -329,7 +329,7 @@ MUTANTS = {
     ),
     "a block's gradient of the vocabulary dropped": (
         "objective/losses/lm_head.py",
-        "        if self._pending:\n            self._flush()\n        if self._needs_weight",
+        "        if self._waiting:\n            self._multiply_pending()\n        if self._needs_weight",
         "        if self._needs_weight",
         "objective/losses/test_lm_head.py",
     ),

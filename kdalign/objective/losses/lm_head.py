@@ -199,37 +199,50 @@ class _GradientSums:
         self._of_features = torch.zeros_like(learned[0], dtype=self._wide) if of_features else None
         self._of_weight: Tensor | None = None
         self._of_bias = weight.new_zeros(len(weight), dtype=self._wide) if of_bias else None
-        self._pending: list[Tensor] = []
-        self._done = 0
+        self._pending: Tensor | None = None
+        self._waiting = self._done = 0
 
     def add(self, slope: Tensor) -> None:
         """Add the next block, given the gradient of its logits."""
         if self._of_bias is not None:
             self._of_bias += slope.sum(dim=0)
-        self._pending.append(slope.to(self._weight.dtype))
-        if not self._rounded or sum(each.nbytes for each in self._pending) >= PENDING_BYTES:
-            self._flush()
+        if not self._rounded:
+            self._multiply(slope)
+            return
+        if self._pending is None:  # blocks have equally many rows, but for the last one
+            blocks = max(1, -(-PENDING_BYTES // (slope.numel() * self._weight.element_size())))
+            rows = min(blocks * len(slope), len(self._features))
+            self._pending = slope.new_empty(rows, slope.size(1), dtype=self._weight.dtype)
+        self._pending[self._waiting : self._waiting + len(slope)] = slope
+        self._waiting += len(slope)
+        if self._waiting == len(self._pending):
+            self._multiply_pending()
 
     def finished(self) -> list[Tensor | None]:
         """Return the gradients of features, weight and bias, those that are needed."""
-        if self._pending:
-            self._flush()
+        if self._waiting:
+            self._multiply_pending()
         if self._needs_weight and self._of_weight is None:
             self._of_weight = torch.zeros_like(self._weight)
         return [self._of_features, self._of_weight, self._of_bias]
 
-    def _flush(self) -> None:
-        slopes = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
+    def _multiply_pending(self) -> None:
+        assert self._pending is not None, "something waits"
+        waiting, self._waiting = self._pending[: self._waiting], 0
+        self._multiply(waiting)
+
+    def _multiply(self, slopes: Tensor) -> None:
         rows = slice(self._done, self._done + len(slopes))
-        self._pending, self._done = [], rows.stop
+        self._done = rows.stop
         if self._of_features is not None:
             self._of_features[rows] = slopes @ self._weight
         if self._needs_weight:
             product = slopes.T, self._features.detach()[rows].to(self._weight.dtype)
             if self._of_weight is None:
-                self._of_weight = product[0] @ product[1]
+                alone = self._done == len(self._features)
+                self._of_weight = (product[0] @ product[1]).to(self._weight.dtype if alone else self._wide)
             elif self._rounded:
-                self._of_weight = self._of_weight.to(self._wide).add_(product[0] @ product[1])
+                self._of_weight.add_(product[0] @ product[1])
             else:
                 self._of_weight.addmm_(*product)
 
