@@ -77,7 +77,7 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
     # While a teacher is rounded, its file may still be mapped into memory.
     mapped = rounded if bf16 and device.type == "cpu" else 0
     phases = {
-        "loading": weights | {MemoryPart.TEACHER: exact + mapped},
+        "loading": weights | {MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped},
         "training": held | step.parts,
         "the optimizer's step": held | {MemoryPart.GRADIENTS: step.trained},
         "monitoring": held | {MemoryPart.GRADIENTS: step.trained, MemoryPart.ACTIVATIONS: step.scoring},
@@ -90,7 +90,12 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
             gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
-    return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, ", ".join(left_out))
+    largest = {part: size for part, size in phases[phase].items() if size}
+    return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out))
+
+
+def _needed(parts: Mapping[MemoryPart, int]) -> int:
+    return sum(size for part, size in parts.items() if part not in (MemoryPart.BASE, MemoryPart.MAPPED))
 
 
 def training_device(recipe: Recipe) -> torch.device:

@@ -8,7 +8,7 @@ from kdalign.distillation.memory import HEAP_BYTES, HEAP_SHARE, micro_batch_rows
 from kdalign.distillation.prepare import prepare
 from kdalign.models.architecture import count_parameters, describe, meta_model
 from kdalign.recipe import build_recipe
-from kdalign.training.memory import MemoryPart, MemoryPrediction
+from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +127,25 @@ def test_the_rows_of_the_largest_micro_batch():
 def test_the_line_names_the_total_and_its_two_largest_parts():
     found = {MemoryPart.BASE: 600_000_000, MemoryPart.STUDENT: 100_000_000, MemoryPart.ACTIVATIONS: 1_300_000_000}
     said = "2.0 GB at most, in training: student's activations 1.3 GB, Python and libraries 0.6 GB"
-    assert str(MemoryPrediction("training", found)) == said
-    assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
+    assert str(MemoryPrediction("training", found, 0)) == said
+    assert str(MemoryPrediction("training", found, 0, "without samples")).startswith(
+        "about 2.0 GB (without samples) at"
+    )
+
+
+def test_the_file_of_a_teacher_counts_as_resident_and_not_as_needed(run_of, monkeypatch):
+    monkeypatch.setattr(memory, "_trace", lambda *_: StepMemory({}, 0))
+    monkeypatch.setattr(memory, "HEAP_BYTES", 0)
+    monkeypatch.setattr(memory, "_resident", lambda: 1000)
+    run = run_of(**{"train.precision": "bf16"})
+    ours, theirs = (
+        count_parameters(meta_model(each)) for each in (run.student.config(run.tokenizers), run.teacher.config)
+    )
+    found = predict_memory(run)
+    assert found.phase == "loading"
+    assert found.parts[MemoryPart.MAPPED] == 2 * theirs
+    assert found.total == 1000 + memory.LATER_BYTES + 4 * ours + 6 * theirs
+    assert found.needed == 4 * ours + 4 * theirs
 
 
 def test_what_is_not_counted_is_in_the_line(run_of, monkeypatch):
