@@ -211,3 +211,12 @@ def test_a_cache_that_cannot_be_written_is_refused_before_a_teacher_is_fine_tune
     with pytest.raises(UsageError, match="file"):
         prepare(build_recipe(None, {**given, "out": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_what_it_costs(kdalign, teacher, data, tmp_path, monkeypatch):
+    assert "cache folder" not in checks(kdalign, *words(teacher, data))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "file"))
+    said = checks(kdalign, *words(teacher, data))["cache folder"]
+    assert said.startswith(f"cannot make folder '{tmp_path / 'file'}'")
+    assert "every run computes anew" in said
