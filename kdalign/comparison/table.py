@@ -93,7 +93,6 @@ class Row:
     note: str = ""
     mark: str = ""
 
-
     def has_costs(self, training: bool) -> bool:
         """Return whether any cost of the model, or of its training, is known, shown or not."""
         return any(key in self.cells for key in (TRAINING_COSTS if training else MODEL_COSTS))
