@@ -66,7 +66,7 @@ class TextRows(Sequence[str]):
         zeros = 0
         for start in range(int(self.starts[0]), int(self.starts[-1]), _BLOCK):
             block = self.values[start : min(start + _BLOCK, int(self.starts[-1]))]
-            zeros += len(block) - np.count_nonzero(block)
+            zeros += len(block) - int(np.count_nonzero(block))
             release_pages(self.values)
         return zeros > len(self)
 

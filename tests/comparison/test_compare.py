@@ -390,7 +390,7 @@ def test_columns_that_are_chosen_show_a_dash_where_a_run_has_none(tmp_path):
 
 @pytest.mark.parametrize("asked", [{"metrics": ["speed-up"]}, {"sort": "latency"}, {"filters": ["flops<9"]}])
 def test_a_column_that_no_profile_measured_is_not_called_unknown(tmp_path, asked):
-    with pytest.raises(UsageError, match="no run has a value in column '[a-z-]*': they were made with --no-profile"):
+    with pytest.raises(UsageError, match=r"no run has a value in column '[a-z-]*': they were made with --no-profile"):
         compare([unmeasured(tmp_path / "b")], **asked)
 
 
