@@ -112,14 +112,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         observer.announce(_compared(models, costs))
     watch.begin("writing samples")
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
-    teacher_samples: list[str] = []
-    if taught is not None and len(teachers) == 1 and main and run.tokenizers.teacher is not None:
-        asked = prompts if texts.across is None else _prompts_of_teacher(run, prompts, run.tokenizers.teacher)
-        teacher_samples, known = keep_samples(taught.model, taught.weights, run.tokenizers.teacher, asked)
-        if known:
-            observer.announce("from kdalign's cache: the teacher's samples")
-    for prompt, saying in zip(prompts, teacher_samples, strict=False):
-        observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
+    teacher_samples = _sample_teacher(opened, teachers[0], prompts, observer) if len(teachers) == 1 and main else []
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(
@@ -136,6 +129,22 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         findings=said.findings,
         watch=watch,
     )
+
+
+def _sample_teacher(
+    opened: OpenedRun, teacher: LoadedTeacher, prompts: Sequence[Prompt], observer: Observer
+) -> Sequence[str]:
+    """Let the teacher complete the prompts, each read by its own tokenizer, and announce what it writes."""
+    run, tokenizer = opened.run, opened.run.tokenizers.teacher
+    if tokenizer is None:
+        return []
+    asked = prompts if opened.texts.across is None else _prompts_of_teacher(run, prompts, tokenizer)
+    samples, known = keep_samples(teacher.model, teacher.weights, tokenizer, asked)
+    if known:
+        observer.announce("from kdalign's cache: the teacher's samples")
+    for prompt, saying in zip(prompts, samples, strict=False):
+        observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
+    return samples
 
 
 def _prompts_of_teacher(

@@ -19,10 +19,10 @@ from kdalign.recipe import LAYER_WEIGHTS as WORDS
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings, build_recipe
 from kdalign.training import loop
-from kdalign.training.task_trainer import TaskTrainer
 from kdalign.training.diagnostics import StepViewer
 from kdalign.training.learner import Learner
 from kdalign.training.step import Stepper
+from kdalign.training.task_trainer import TaskTrainer
 from support.classifier_setting import Setting
 from support.commands import command, steps_of
 from support.shapes import shape
