@@ -9,6 +9,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from kdalign.runs.record import read_record
 from support.tiny import one_line, save_model, sentences
 
 
@@ -220,3 +221,6 @@ def test_a_cache_that_cannot_be_written_is_said_with_what_it_costs(kdalign, teac
     said = checks(kdalign, *words(teacher, data))["cache folder"]
     assert said.startswith(f"cannot make folder '{tmp_path / 'file'}'")
     assert "every run computes anew" in said
+    status, _, err = kdalign(*words(teacher, data))
+    assert (status, err.count(f"cache folder: {said}")) == (0, 1)
+    assert "cache folder" not in read_record(tmp_path / "runs" / "a").data["checks"], "it is of the machine"
