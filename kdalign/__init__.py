@@ -4,6 +4,7 @@ Public names are loaded on first use, so that importing kdalign costs nothing.
 """
 
 from importlib import import_module
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+
+IMPORTED = perf_counter()
+"""When this package was imported, which a command does first: from then on its run counts its seconds."""
 
 
 def __getattr__(name: str) -> Any:

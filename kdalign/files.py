@@ -263,10 +263,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            apply_umask(temporary)
             temporary.replace(path)
         finally:
             with suppress(OSError):  # a file system became read-only; the first error counts
                 temporary.unlink(missing_ok=True)
+
+
+def apply_umask(file: Path) -> None:
+    """Give a file that its owner alone may read the mode of a new one.
+
+    Libraries that write into a temporary file and rename it, such as safetensors, leave that file's mode, 0600.
+    """
+    if stat.S_IMODE(file.stat().st_mode) == _OWNER_ALONE:
+        probe = draft_of(file)
+        probe.write_bytes(b"")
+        try:
+            file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink()
+
+
+_OWNER_ALONE = 0o600
 
 
 def append_text(path: Path, text: str) -> None:

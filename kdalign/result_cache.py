@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 
 from kdalign.environment import cache_folder
 from kdalign.errors import KdalignError
@@ -113,6 +114,43 @@ class KeptResult:
             with atomic_file(self.file) as temporary:
                 digest = draft.join(temporary)
             write_text(self._digest, digest + "\n")
+
+    def keep_in_parts(self, write: Callable[["Draft"], None]) -> Arrays | None:
+        """Return the result, written in parts first if it is not there; others that need it meanwhile wait.
+
+        Args:
+            write: writes the arrays.
+
+        Returns:
+            None if another process has made room for its own since it was written.
+
+        Raises:
+            Unwritten: as of ``write_in_parts``.
+        """
+        known = self.read()
+        if known is not None:
+            return known
+        with self._locked():
+            known = self.read()  # the process that held the lock has written it
+            if known is None:
+                with self.write_in_parts() as draft:
+                    write(draft)
+                known = self.read()
+        return known
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the result's lock; where none can be had, processes do the same work side by side."""
+        lock = FileLock(self.file.with_suffix(".lock"))
+        with suppress(OSError, NotImplementedError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)  # a waiting process checks whether it still exists
+                lock.release()
 
     @property
     def _digest(self) -> Path:

@@ -6,15 +6,21 @@ import time
 class Stopwatch:
     """Wall-clock seconds of a run's phases; a phase lasts until the next one begins."""
 
-    def __init__(self, phase: str) -> None:
+    def __init__(self, phase: str, since: float | None = None) -> None:
+        """Begin a phase, now or at an earlier reading of ``time.perf_counter``."""
         self._seconds: dict[str, float] = {}
-        self._phase, self._since = phase, time.perf_counter()
+        self._phase, self._since = phase, time.perf_counter() if since is None else since
 
     def begin(self, phase: str) -> None:
         """End the current phase and begin another, or go on with an earlier one."""
         now = time.perf_counter()
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
+
+    def restart(self, phase: str) -> None:
+        """Forget all phases and begin one."""
+        self._seconds = {}
+        self._phase, self._since = phase, time.perf_counter()
 
     @property
     def phases(self) -> dict[str, float]:

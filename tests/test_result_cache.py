@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Event, Thread, current_thread
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import safetensors.numpy
 from kdalign import result_cache
 from kdalign.environment import cache_folder
 from kdalign.files import draft_of
-from kdalign.result_cache import find_result, keep_result, release_pages
+from kdalign.result_cache import KeptResult, find_result, keep_result, release_pages
 
 
 class Computing:
@@ -172,6 +173,43 @@ def test_a_result_that_is_written_in_parts_is_read_as_one():
     assert all(values.flags.aligned for values in found.values())
     assert safetensors.numpy.load_file(find_result("tests", {}).file)["sum"].tolist() == [45]
     assert [file.suffix for file in sorted((cache_folder() / "tests").iterdir())] == [".safetensors", ".sha256"]
+
+
+def test_of_several_that_need_a_result_in_parts_one_writes_it_and_the_others_wait(monkeypatch):
+    looked, writers, found = Event(), [], []
+    read = KeptResult.read
+    kept = find_result("tests", {})
+
+    def read_and_tell(self):
+        known = read(self)
+        if current_thread() is second:
+            looked.set()
+        return known
+
+    def write(draft):
+        writers.append(current_thread())
+        if current_thread() is not second:
+            second.start()
+            assert looked.wait(60), "the second has found nothing, and would write, too"
+        draft.append("numbers", np.arange(3))
+
+    second = Thread(target=lambda: found.append(kept.keep_in_parts(write)))
+    monkeypatch.setattr(KeptResult, "read", read_and_tell)
+    found.append(kept.keep_in_parts(write))
+    second.join()
+    assert (len(writers), [each["numbers"].tolist() for each in found]) == (1, [[0, 1, 2]] * 2)
+    assert [file.suffix for file in sorted((cache_folder() / "tests").iterdir())] == [".safetensors", ".sha256"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_files_may_be_read_by_whom_the_umask_lets():
+    before = os.umask(0o027)
+    try:
+        keep_result("tests", {}, Computing())
+        write_in_parts({"other": 1}, [np.arange(3)])
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (cache_folder() / "tests").iterdir()} == {0o640}
 
 
 def test_a_result_whose_writing_fails_leaves_nothing():

@@ -33,3 +33,13 @@ def test_the_longest_phases_are_named_first_and_those_that_took_no_time_not_at_a
     watch.begin("training")
     clock[0] = 20.0
     assert str(watch) == "10.0 s: training 7.7, loading 2.2"
+
+
+def test_a_phase_may_have_begun_before_its_watch(clock):
+    watch = Stopwatch("preparing", since=4.0)
+    watch.begin("loading")
+    clock[0] = 12.0
+    assert watch.phases == {"preparing": 6.0, "loading": 2.0}
+    watch.restart("preparing")
+    clock[0] = 13.0
+    assert watch.phases == {"preparing": 1.0}

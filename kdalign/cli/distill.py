@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdalign import IMPORTED
 from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import Json, RecipeSource, TaskOptions, trust_code, with_options
@@ -115,7 +116,7 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
     from kdalign.distillation.pipeline import distill as run
 
     try:
-        records = run(recipe, watcher, resume=resume, overwrite=overwrite)
+        records = run(recipe, watcher, resume=resume, overwrite=overwrite, since=IMPORTED)
     finally:
         watcher.ended()
     if rank():

@@ -130,7 +130,7 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     rows += [*tests.differences, *references]
 
     shown = apply_filters(rows, conditions, columns)
-    columns = _with_scores(_select(columns, options.metrics, steps), shown)
+    columns = _with_scores(_select(columns, rows, options.metrics, steps), shown)
     entries = [entry for row, group in zip(tests.rows, groups, strict=True) if row in shown for entry in group]
     results = tuple(result for row, result in zip(evaluated, results, strict=True) if row in shown)
     ranked = mark_best([row for row in shown if row.kind != "reference"], columns, _unranked(entries))
@@ -162,11 +162,13 @@ def _test(students: Sequence[Row], groups: Sequence[Sequence[RunGroup]], baselin
     return BaselineTests(tuple(students)) if baseline is None else compare_against(students, groups, baseline)
 
 
-def _select(columns: Sequence[Column], metrics: Sequence[str] | None, always: Sequence[Column]) -> list[Column]:
+def _select(
+    columns: Sequence[Column], rows: Sequence[Row], metrics: Sequence[str] | None, always: Sequence[Column]
+) -> list[Column]:
     """The columns that ``metrics`` name, in the table's order, and those that are always shown."""
     if metrics is None:
         return list(columns)
-    wanted = [column for name in metrics for column in resolve_columns(name, columns)]
+    wanted = [column for name in metrics for column in resolve_columns(name, columns, rows)]
     return [column for column in columns if column in wanted or column in always]
 
 

@@ -34,7 +34,7 @@ def _dashes(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, C
     tables = [(scores, measured)]
     for training in (False, True):
         costs = [column for column in columns if column.cost and column.training is training]
-        tables.append((costs, [row for row in measured if any(column.key in row.cells for column in costs)]))
+        tables.append((costs, [row for row in measured if row.has_costs(training)]))
     multi_task = any(len(tasks_of(row, columns)) > 1 for row in measured)
     dashes = []
     for own, shown in tables:

@@ -97,10 +97,10 @@ def check_gates(
     verdicts: list[GateResult] = []
     measured = [column for column in now.columns if not column.published]
     for bound in bounds:
-        for column in resolve_columns(bound.name, measured):
+        for column in resolve_columns(bound.name, measured, now.rows):
             verdicts += _check_bound(bound, column, now)
     for drop in drops:
-        for column in resolve_columns(drop.name, measured):
+        for column in resolve_columns(drop.name, measured, now.rows):
             assert before is not None, "drops come with a baseline"
             verdicts += _check_drop(drop, column, now, before)
     return tuple(verdicts)

@@ -6,12 +6,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdalign.comparison.table import Cell, Column, Row, metric_key
+from kdalign.comparison.table import PROFILED, Cell, Column, Row, metric_key
 from kdalign.errors import UsageError, unknown
 
 
-def resolve_columns(name: str, columns: Sequence[Column]) -> list[Column]:
+def resolve_columns(name: str, columns: Sequence[Column], rows: Sequence[Row] = ()) -> list[Column]:
     """Find the columns of a name: a column's key, or a metric of every task that has it.
+
+    Args:
+        name: the name.
+        columns: columns of the table.
+        rows: rows of the table, which tell why a column is not there.
 
     Raises:
         UsageError: there are none.
@@ -23,8 +28,16 @@ def resolve_columns(name: str, columns: Sequence[Column]) -> list[Column]:
         if (column.task or column.published) and column.key == metric_key(column.task, name, column.published)
     ]
     if not resolved:
+        students = [row for row in rows if row.kind == "student"]
+        if name in PROFILED and any(_is_unmeasured(row, name) for row in students):
+            raise UsageError(f"no run has a value in column {name!r}: they were made with --no-profile")
         raise unknown("column", name, [column.key for column in columns])
     return resolved
+
+
+def _is_unmeasured(student: Row, name: str) -> bool:
+    """Return whether a column lacks a run's value since its models were not profiled; a speed-up has a teacher, too."""
+    return "latency" not in student.cells and (name != "speed-up" or "retained" in student.cells)
 
 
 def sort_rows(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list[Row]:
@@ -33,7 +46,7 @@ def sort_rows(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list
     Raises:
         UsageError: no such column, or several.
     """
-    by = resolve_columns(name, columns)
+    by = resolve_columns(name, columns, rows)
     if len(by) > 1:
         raise UsageError(f"--sort {name!r}: which one? (accepted: {', '.join(column.key for column in by)})")
     return sorted(rows, key=lambda row: _sort_key(row.cells.get(by[0].key), by[0]))
@@ -131,6 +144,8 @@ def apply_filters(rows: Sequence[Row], filters: Sequence[Filter], columns: Seque
     """
     left = list(rows)
     for condition in filters:
+        if condition.sign != "~":
+            resolve_columns(condition.name, columns, rows)
         passing = [row for row in left if condition.passes(row, columns)]
         if not passing:
             choices = _choices(condition, left, columns)

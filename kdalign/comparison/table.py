@@ -12,6 +12,12 @@ SHARED = ("macro", "agreement", "ece", "retained")
 """Columns that are computed over a row's own tasks, whichever these are."""
 
 
+PROFILED = ("flops", "latency", "speed-up")
+"""Columns of what ``--no-profile`` leaves unmeasured."""
+MODEL_COSTS = ("parameters", "megabytes", *PROFILED)
+TRAINING_COSTS = ("steps", "tokens", "samples/s", "seconds")
+
+
 BETTER, WORSE, ALIKE = VERDICTS = ("↑", "↓", "≈")
 """Marks behind a number: better or worse than the baseline row, or no evidence of either."""
 
@@ -86,6 +92,10 @@ class Row:
     source: str = ""
     note: str = ""
     mark: str = ""
+
+    def has_costs(self, training: bool) -> bool:
+        """Return whether any cost of the model, or of its training, is known, shown or not."""
+        return any(key in self.cells for key in (TRAINING_COSTS if training else MODEL_COSTS))
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,17 @@ class TextRows(Sequence[str]):
             for row in self.rows:
                 digest.update(self.values[self.starts[row] : self.starts[row + 1]].data)
 
+    def holds_zeros(self) -> bool:
+        """Return whether a text has a zero byte, beside those that end texts."""
+        if self.rows is not None:
+            return any("\0" in text for text in self)
+        zeros = 0
+        for start in range(int(self.starts[0]), int(self.starts[-1]), _BLOCK):
+            block = self.values[start : min(start + _BLOCK, int(self.starts[-1]))]
+            zeros += len(block) - int(np.count_nonzero(block))
+            release_pages(self.values)
+        return zeros > len(self)
+
     def sizes(self, start: int, end: int) -> Int[np.ndarray[Any, Any], "rows"]:
         """Bytes of neighbouring rows."""
         rows = slice(start, end) if self.rows is None else self.rows[start:end]
@@ -131,6 +142,19 @@ class TextDraft:
 def take_texts(column: Sequence[str], rows: Sequence[int]) -> Sequence[str]:
     """Select rows of a column of texts, in this order."""
     return column.take(rows) if isinstance(column, TextRows) else tuple(column[row] for row in rows)
+
+
+def holds_zeros(column: Sequence[str]) -> bool:
+    """Return whether a text of a column has a zero byte."""
+    return column.holds_zeros() if isinstance(column, TextRows) else any("\0" in text for text in column)
+
+
+def text_sizes(column: Sequence[str]) -> Int[np.ndarray[Any, Any], "rows"]:
+    """Bytes of every text of a column in UTF-8."""
+    if isinstance(column, TextRows):
+        return column.sizes(0, len(column))
+    sizes = (len(text.encode("utf-8", "surrogatepass")) for text in column)
+    return np.fromiter(sizes, dtype=np.int64, count=len(column))
 
 
 def longest_rows(columns: Sequence[Sequence[str]], n: int) -> list[int]:

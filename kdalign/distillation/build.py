@@ -21,7 +21,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.corruption import with_corruption
 from kdalign.data.epochs import sample_batches
 from kdalign.distillation.load import LoadedModels, preview
-from kdalign.distillation.teacher_answers import predict_untrained
+from kdalign.distillation.teacher_answers import hash_weights, keep_samples, predict_untrained
 from kdalign.distillation.teacher_checks import compare_with_start, settle_loaded
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
@@ -227,19 +227,22 @@ class Evaluator:
         """Score a student; a language model also continues the sample prompts."""
         self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
-        watched = loaded.opened.texts.watched
+        watched, tokenizer = loaded.opened.texts.watched, loaded.opened.tokenizer
         if exact:
-            predictions, known = predict_untrained(adapter, model, watched)
-            if known:
-                self.observer.announce("from kdalign's cache: the new student's answers on the monitored texts")
+            weights = hash_weights(model)
+            predictions, known = predict_untrained(adapter, model, weights, watched)
+            samples, read = keep_samples(model, weights, tokenizer, loaded.prompts)
+            if known or read:
+                found = ["answers on the monitored texts"] * known + ["samples"] * read
+                self.observer.announce(f"from kdalign's cache: the new student's {' and '.join(found)}")
         else:
             with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
                 predictions = adapter.predict(model, watched)
+            samples = complete(model, tokenizer, loaded.prompts)
         scores = adapter.score(predictions, watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))
         first = scores[0]
-        samples = complete(model, loaded.opened.tokenizer, loaded.prompts)
         if samples:  # one is enough for the eye; the history keeps all
             self.observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(samples[0])}")
         loaded.watch.begin("training")

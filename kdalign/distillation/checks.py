@@ -42,7 +42,7 @@ class Finding:
 
 NOTEWORTHY = (
     *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
-    *("vocabulary", "unshared tokens", "beginnings", "templates"),
+    *("cache folder", "vocabulary", "unshared tokens", "beginnings", "templates"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
 UNSHARED = (

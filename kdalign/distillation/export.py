@@ -26,7 +26,7 @@ from kdalign.environment import environment, peak_memory
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.evaluation.samples import complete
-from kdalign.files import atomic_file, size_text, write_json, write_text, writing
+from kdalign.files import apply_umask, atomic_file, size_text, write_json, write_text, writing
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
@@ -44,7 +44,7 @@ from kdalign.training.learner import Learner
 from kdalign.training.task_trainer import TrainTask
 from kdalign.version import __version__
 
-_MACHINE = ("memory", "disk")
+_MACHINE = ("memory", "disk", "cache folder")
 """Checks of the machine, which are recorded only if the run was allowed to fail them."""
 Export = Callable[[PreTrainedModel, Path], None]
 """Writes a trained model's weights and configuration into a folder."""
@@ -218,6 +218,8 @@ def _export(model: PreTrainedModel, folder: Path, export: Export) -> None:
     finally:
         if settings is not None:
             model.generation_config = settings
+    for weights in folder.glob("*.safetensors"):
+        apply_umask(weights)
     if settings is not None:
         write_json(folder / "generation_config.json", settings.to_diff_dict())
 

@@ -17,9 +17,9 @@ from kdalign.devices import on_first_rank
 from kdalign.distillation.checks import Finding, needs_finetuning
 from kdalign.distillation.costs import ForwardCosts, measure_costs
 from kdalign.distillation.prepare import PreparedRun
-from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, score_teachers
+from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, keep_samples, score_teachers
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
-from kdalign.evaluation.samples import Prompt, complete, retokenize_prompts
+from kdalign.evaluation.samples import Prompt, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
@@ -103,21 +103,16 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
     models = [*(each.model for each in teachers), student_model]
     watch.begin("measuring speed")
     costs = measure_costs(models, wanted=recipe.train.profile and main)
-    known = [f"the teacher's answers on {said.read} splits"] * bool(said.read) + ["FLOPs and latency"] * costs.known
-    if known:
-        observer.announce(f"from kdalign's cache: {', '.join(known)}")
+    read = [f"the teacher's answers on {said.read} splits"] * bool(said.read) + ["FLOPs and latency"] * costs.known
+    if read:
+        observer.announce(f"from kdalign's cache: {', '.join(read)}")
     if costs.busy:
         observer.announce("latency was measured beside other work on this machine: it is not kept for other runs")
     if teachers and main:
         observer.announce(_compared(models, costs))
     watch.begin("writing samples")
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
-    teacher_samples: list[str] = []
-    if taught is not None and len(teachers) == 1 and main and run.tokenizers.teacher is not None:
-        asked = prompts if texts.across is None else _prompts_of_teacher(run, prompts, run.tokenizers.teacher)
-        teacher_samples = complete(taught.model, run.tokenizers.teacher, asked)
-    for prompt, saying in zip(prompts, teacher_samples, strict=False):
-        observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
+    teacher_samples = _sample_teacher(opened, teachers[0], prompts, observer) if len(teachers) == 1 and main else []
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(
@@ -134,6 +129,22 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         findings=said.findings,
         watch=watch,
     )
+
+
+def _sample_teacher(
+    opened: OpenedRun, teacher: LoadedTeacher, prompts: Sequence[Prompt], observer: Observer
+) -> Sequence[str]:
+    """Let the teacher complete the prompts, each read by its own tokenizer, and announce what it writes."""
+    run, tokenizer = opened.run, opened.run.tokenizers.teacher
+    if tokenizer is None:
+        return []
+    asked = prompts if opened.texts.across is None else _prompts_of_teacher(run, prompts, tokenizer)
+    samples, known = keep_samples(teacher.model, teacher.weights, tokenizer, asked)
+    if known:
+        observer.announce("from kdalign's cache: the teacher's samples")
+    for prompt, saying in zip(prompts, samples, strict=False):
+        observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
+    return samples
 
 
 def _prompts_of_teacher(

@@ -1,8 +1,10 @@
 """Predict a run's peak memory from configurations, before any weight is loaded."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,9 +21,10 @@ from kdalign.distillation.build import masked_lm_term
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.tokenize import tokenize_for_training
-from kdalign.environment import trim_heap, world_size
+from kdalign.environment import library_versions, trim_heap, world_size
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import ROWS_AT_ONCE
+from kdalign.metrics.arrays import Array
 from kdalign.models import loading, lora, student
 from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
 from kdalign.models.checkpoint_files import describe_config
@@ -30,6 +33,8 @@ from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
 from kdalign.recipe import Recipe
 from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
+from kdalign.registry import code_named
+from kdalign.result_cache import Arrays, keep_result
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
@@ -77,7 +82,7 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
     # While a teacher is rounded, its file may still be mapped into memory.
     mapped = rounded if bf16 and device.type == "cpu" else 0
     phases = {
-        "loading": weights | {MemoryPart.TEACHER: exact + mapped},
+        "loading": weights | {MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped},
         "training": held | step.parts,
         "the optimizer's step": held | {MemoryPart.GRADIENTS: step.trained},
         "monitoring": held | {MemoryPart.GRADIENTS: step.trained, MemoryPart.ACTIVATIONS: step.scoring},
@@ -90,7 +95,12 @@ def predict_memory(run: PreparedRun) -> MemoryPrediction:
             gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
-    return MemoryPrediction(phase, {part: size for part, size in phases[phase].items() if size}, ", ".join(left_out))
+    largest = {part: size for part, size in phases[phase].items() if size}
+    return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out))
+
+
+def _needed(parts: Mapping[MemoryPart, int]) -> int:
+    return sum(size for part, size in parts.items() if part not in (MemoryPart.BASE, MemoryPart.MAPPED))
 
 
 def training_device(recipe: Recipe) -> torch.device:
@@ -135,19 +145,46 @@ def _headed(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
 def _trace(
     run: PreparedRun, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], bf16: bool, device: torch.device
 ) -> StepMemory:
-    """Take a step of each stage's objective on the longest texts, and return the one that needs most."""
+    """Count a step on the longest texts, or read what a run of the same shapes has counted.
+
+    With code of the user's own, which no key describes, it is counted each time.
+    """
     recipe, tokenizer = run.recipe, run.tokenizers.student
     if tokenizer is None:
         raise LookupError("the tokenizer is still to be trained")
     encoded = _longest_texts(run, tokenizer)
     encoded = with_corruption(encoded, recipe.data.augment, tokenizer, bool(recipe.objective.built.masked_lm))
-    rows, accumulates = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
+    shape = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
+    shared = _shared(run, tokenizer)
+
+    def count() -> dict[str, Array]:
+        found = _count(run, ours, teachers, (encoded, shared), shape, bf16, device)
+        return {"step": np.frombuffer(json.dumps(asdict(found)).encode(), dtype=np.uint8)}
+
+    if code_named([recipe.objective.terms, recipe.align.map]):
+        kept: Arrays = count()
+    else:
+        content = _content(run, ours, teachers, encoded, shape)
+        content |= {"shared": None if shared is None else len(shared), "bf16": bf16, "device": device.type}
+        kept, _ = keep_result("memory", content, count)
+    facts = json.loads(kept["step"].tobytes())
+    parts = {MemoryPart(part): size for part, size in facts["parts"].items()}
+    return StepMemory(parts, facts["trained"], facts["scoring"])
+
+
+def _count(
+    run: PreparedRun,
+    ours: PreTrainedModel,
+    teachers: Sequence[ComputedTeacher],
+    texts: tuple[TokenizedSplit, SharedVocabulary | None],
+    shape: tuple[int, bool],
+    bf16: bool,
+    device: torch.device,
+) -> StepMemory:
+    """Take a step of each stage's objective on the longest text, and return the one that needs most."""
+    recipe, (encoded, shared), (rows, accumulates) = run.recipe, texts, shape
     longest = int(encoded.lengths.argmax())
     batch = collate(encoded, [longest] * rows)
-    row = {name: column[longest] for name, column in encoded.columns.items()}
-    known = _key(run, ours, teachers, row, (rows, accumulates))
-    if known in _STEPS:
-        return _STEPS[known]
     mode, dtype, found = shapes_only(), torch.bfloat16 if bf16 else None, list[StepMemory]()
     for model in (ours, *(teacher.model for teacher in teachers)):
         without_storage(model, mode, device)
@@ -157,7 +194,7 @@ def _trace(
         plan = plan.with_statistics({f"variance/{layer}": 1.0 for layer in plan.teaching})
     for _, weights in recipe.objective.stages:
         with mode:
-            objective = build_objective(run.task, weights, plan, dtype, _shared(run, tokenizer))
+            objective = build_objective(run.task, weights, plan, dtype, shared)
             masked_lm = masked_lm_term(ours, recipe.train.seed, dtype) if weights.built.masked_lm else None
             objective = objective.with_masked_lm(weights.built.masked_lm, masked_lm)
             objective = _of_labels(objective) if teacher is None else objective
@@ -176,31 +213,32 @@ def _trace(
     rows = max(1, TOKENS_AT_ONCE // length) if run.adapter.predicts_tokens else ROWS_AT_ONCE
     scored = collate(encoded, [longest] * min(rows, len(run.splits.watched)))
     most = max(found, key=lambda step: sum(step.parts.values()))
-    _STEPS[known] = replace(most, scoring=trace_scoring(MemoryTrace(mode), learner.eval(), scored))
-    return _STEPS[known]
+    return replace(most, scoring=trace_scoring(MemoryTrace(mode), learner.eval(), scored))
 
 
-_STEPS: dict[str, StepMemory] = {}
-"""Steps that this process has counted: seeds and arms of one shape count alike."""
-
-
-def _key(
+def _content(
     run: PreparedRun,
     ours: PreTrainedModel,
     teachers: Sequence[ComputedTeacher],
-    longest: Mapping[str, Sequence[int]],
-    rows: tuple[int, bool],
-) -> str:
-    """Everything that decides a step's memory, as text."""
+    encoded: TokenizedSplit,
+    shape: tuple[int, bool],
+) -> dict[str, object]:
+    """Everything that decides a step's memory, beside precision, device, shared vocabulary and kdalign's code."""
     configs = [
         describe_config(ours.config),
         *(f"{each.model.dtype} {describe_config(each.model.config)}" for each in teachers),
     ]
-    settings = run.recipe.model_dump(exclude={"out": True, "train": {"seed", "lr", "epochs", "max_steps"}})
-    watched = len(run.splits.watched)
-    return repr(
-        (configs, settings, run.task, run.plan, {name: list(row) for name, row in longest.items()}, rows, watched)
-    )
+    longest = int(encoded.lengths.argmax())
+    return {
+        "models": configs,
+        "settings": run.recipe.model_dump(exclude={"out": True, "train": {"seed", "lr", "epochs", "max_steps"}}),
+        "task": repr(run.task),
+        "plan": repr(run.plan),
+        "row": {name: list(column[longest]) for name, column in encoded.columns.items()},
+        "shape": shape,
+        "watched": len(run.splits.watched),
+        "libraries": library_versions(),
+    }
 
 
 def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:

@@ -145,6 +145,7 @@ def distill_together(
     accelerator: Accelerator,
     observer: Observer,
     resume: bool,
+    watch: Stopwatch,
 ) -> list[RunRecord]:
     """Train one student on all tasks; return each task's record, from a folder of its own below ``group``.
 
@@ -155,12 +156,13 @@ def distill_together(
         accelerator: device and ranks.
         observer: receives progress.
         resume: continue a run that stopped.
+        watch: counts seconds by phase.
     """
     if resume and all(run.folder.complete for run in runs):
         observer.announce(f"the student of {len(runs)} tasks is finished already: {group.path}")
         return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
-    watch = Stopwatch("tokenizing")
+    watch.begin("tokenizing")
     reset_peak_memory(accelerator.device)
     ready = [open_run(run, accelerator) for run in runs]
     for opened in ready:

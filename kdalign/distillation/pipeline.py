@@ -34,7 +34,12 @@ from kdalign.training.loop import start_trackers, train
 
 
 def distill(
-    recipe: Recipe, observer: Observer | None = None, *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    observer: Observer | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    since: float | None = None,
 ) -> list[RunRecord]:
     """Distill one student per task of the recipe, or one for all; return each task's record.
 
@@ -46,6 +51,7 @@ def distill(
         observer: receives progress.
         resume: continue a run of this recipe that stopped; finished tasks are kept.
         overwrite: replace an old run.
+        since: reading of ``time.perf_counter`` from which on the run's seconds are counted; None for now.
 
     Raises:
         UsageError: the recipe cannot be carried out; nothing was written.
@@ -53,10 +59,10 @@ def distill(
         Interrupted: a signal arrived; ``resume`` continues.
     """
     with trusting_caller():
-        return _distill(recipe, observer or NullObserver(), resume, overwrite)
+        return _distill(recipe, observer or NullObserver(), resume, overwrite, Stopwatch("preparing", since))
 
 
-def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) -> list[RunRecord]:
+def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool, watch: Stopwatch) -> list[RunRecord]:
     runs = prepare_all(recipe, resume=resume, overwrite=overwrite)
     group = RunFolder(runs[0].folder.path.parent) if len(runs) > 1 else None
     together = group if recipe.multi_task.together else None
@@ -73,12 +79,12 @@ def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) 
             with ExitStack() as locks:
                 for run in runs:
                     locks.enter_context(_locked(run.folder, accelerator, observer))
-                records = distill_together(runs, recipe, together, accelerator, observer, resume)
+                records = distill_together(runs, recipe, together, accelerator, observer, resume, watch)
         else:
             records = []
             for run in runs:
                 with _locked(run.folder, accelerator, observer) if group is not None else nullcontext():
-                    records.append(_distill_task(run, group, recipe, accelerator, observer, resume))
+                    records.append(_distill_task(run, group, recipe, accelerator, observer, resume, watch))
     accelerator.end_training()
     return records
 
@@ -140,6 +146,7 @@ def _distill_task(
     accelerator: Accelerator,
     observer: Observer,
     resume: bool,
+    watch: Stopwatch,
 ) -> RunRecord:
     """Distill the student of one task; on resume, a finished one is read.
 
@@ -150,11 +157,12 @@ def _distill_task(
         accelerator: device and ranks.
         observer: receives progress.
         resume: continue a run that stopped.
+        watch: counts seconds by phase, since the command began or since it finished the task before.
     """
     if resume and run.folder.complete:
         observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
         return read_checked(run.folder.path)
-    watch = Stopwatch("tokenizing")
+    watch.begin("tokenizing")
     reset_peak_memory(accelerator.device)
     ready = open_run(run, accelerator)
     check_cache_room(ready)
@@ -180,7 +188,9 @@ def _distill_task(
     for tracker in accelerator.trackers:
         tracker.finish()
     options = ExportOptions(facts={} if served is None else {"served_teacher": served.all_facts()})
-    return export_student(loaded, task, progress, accelerator, observer, options)
+    record = export_student(loaded, task, progress, accelerator, observer, options)
+    watch.restart("preparing")
+    return record
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from kdalign.distillation.memory import training_device
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
-from kdalign.files import size_text
+from kdalign.environment import cache_folder
+from kdalign.errors import UsageError, cause_of
+from kdalign.files import check_writable, size_text
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.heads import HeadKind
@@ -29,7 +31,7 @@ from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.result_cache import release_pages
 from kdalign.training.checkpoint import KEPT
-from kdalign.training.memory import MemoryPart, MemoryPrediction
+from kdalign.training.memory import MemoryPrediction
 from kdalign.training.optimizer import MOMENT_BYTES
 
 SMALLER = (
@@ -85,6 +87,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     if run.memory is not None:
         yield _memory(run.memory, training_device(run.recipe))
     yield from _room(run, student)
+    yield from _cache()
 
 
 def _tokenizers(run: PreparedRun) -> str:
@@ -271,11 +274,11 @@ def _leaks(run: PreparedRun) -> Iterator[Finding]:
 
 
 def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:
-    """Compare the predicted peak of memory with what is free, and with what this process has already."""
+    """Compare what a run needs of memory, beside what this process has already, with what is free."""
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     said = f"{memory}; {size_text(free)} free"
-    if memory.total - memory.parts.get(MemoryPart.BASE, 0) <= free:
+    if memory.needed <= free:
         return Finding("memory", said)
     return Finding("memory", f"memory does not suffice: {said}", SMALLER)
 
@@ -299,6 +302,18 @@ def _room(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
     if limit is not None and largest > limit:
         said = f"a file may have {limit:,} bytes here (ulimit -f), and a checkpoint's largest has about {largest:,}"
         yield Finding("file-size", said, "raise the limit")
+
+
+def _cache() -> Iterator[Finding]:
+    """Find a cache folder in which no result can be kept."""
+    try:
+        check_writable(cache_folder())
+    except (UsageError, OSError) as error:
+        yield Finding(
+            "cache folder",
+            f"{cause_of(error)}; so every run computes anew what it does not find there: tokens, the teacher's answers "
+            f"and samples, FLOPs and latency, predicted memory ($KDALIGN_CACHE names another folder)",
+        )
 
 
 def _limit_of_files() -> int | None:

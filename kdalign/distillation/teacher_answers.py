@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -25,6 +25,7 @@ from kdalign.environment import machine
 from kdalign.errors import NotFinite, RunError
 from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.ensembles import predict_ensemble
+from kdalign.evaluation.samples import Prompt, continue_prompts, decode_samples, sample_settings
 from kdalign.metrics.arrays import Array
 from kdalign.models.mixtures import Mixing
 from kdalign.result_cache import keep_result
@@ -131,13 +132,49 @@ class _Asked:
 
 
 def predict_untrained(
-    adapter: TaskAdapter, student: PreTrainedModel, encoded: TokenizedSplit
+    adapter: TaskAdapter, student: PreTrainedModel, weights: str, encoded: TokenizedSplit
 ) -> tuple[AnyPredictions, bool]:
     """Predict a split by a student before its first step, and tell whether a run that started alike had done so."""
-    by = [describe_predictor(adapter, student, hash_weights(student))]
+    by = [describe_predictor(adapter, student, weights)]
     compute = partial(adapter.predict, student, encoded)
     found, known = keep_predictions(by, [encoded], student.device, "alone", lambda: [compute()])
     return found[0], known
+
+
+def keep_samples(
+    model: PreTrainedModel, weights: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> tuple[list[str], bool]:
+    """Return a model's completions of prompts and whether they were read from the cache; else compute and keep them.
+
+    Args:
+        model: the model.
+        weights: a hash of its weights.
+        tokenizer: the model's.
+        prompts: what is completed.
+    """
+    if not prompts:
+        return [], False
+    settings = sample_settings(model, tokenizer)
+    content = {
+        "machine": machine(model.device),
+        "weights": weights,
+        "config": config_fingerprint(model.config),
+        "type": str(model.dtype),
+        "attention": str(model.config._attn_implementation),
+        "settings": [settings.to_dict(), model.generation_config.to_dict()],  # the second fills gaps of the first
+        "prompts": [prompt.ids for prompt in prompts],
+    }
+
+    def compute() -> dict[str, Array]:
+        rows = continue_prompts(model, settings, prompts)
+        return {
+            "tokens": np.array([token for row in rows for token in row], dtype=np.int64),
+            "sizes": np.array(list(map(len, rows))),
+        }
+
+    kept, known = keep_result("samples", content, compute)
+    rows = np.split(kept["tokens"], np.cumsum(kept["sizes"])[:-1])
+    return decode_samples(tokenizer, [row.tolist() for row in rows]), known
 
 
 def keep_predictions(

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.environment import library_versions
 from kdalign.errors import Unwritten
 from kdalign.evaluation.adapters import TaskAdapter
-from kdalign.result_cache import KeptResult, find_result
+from kdalign.result_cache import Draft, find_result
 
 LEAST_ROWS = 5_000
 """Rows from which on tokens are kept: fewer are tokenized as soon as read."""
@@ -61,15 +62,14 @@ def keep_tokens(
         "libraries": library_versions(),
     }
     kept = find_result("tokens", content)
-    known = kept.read()
-    if known is not None:
-        return _unpack(known)
+    known = None
     if adapter.in_parts and not scored and len(readers) == 1 and len(examples) > PART:
         with suppress(Unwritten):
-            _write_in_parts(kept, adapter, examples, tokenize)
+            known = kept.keep_in_parts(partial(_write_in_parts, adapter, examples, tokenize))
+    else:
         known = kept.read()
-        if known is not None:
-            return _unpack(known)
+    if known is not None:
+        return _unpack(known)
     split = tokenize(examples)
     if split.corrupt is None:
         kept.write(_pack(split))
@@ -77,32 +77,27 @@ def keep_tokens(
 
 
 def _write_in_parts(
-    kept: KeptResult, adapter: TaskAdapter, examples: Examples, tokenize: Callable[[Examples], TokenizedSplit]
+    adapter: TaskAdapter, examples: Examples, tokenize: Callable[[Examples], TokenizedSplit], draft: Draft
 ) -> None:
-    """Tokenize a split in parts, and write the tokens of each before the next.
-
-    Raises:
-        Unwritten: the cache's folder cannot be written.
-    """
+    """Tokenize a split in parts, and write the tokens of each before the next."""
     facts, counts = dict[str, Any](), Counter[str]()
-    with kept.write_in_parts() as draft:
-        packed = PackedDraft(draft, adapter.max_length) if adapter.in_parts == "packed" else None
-        for start in range(0, len(examples), PART):
-            rows = examples.take(range(start, min(start + PART, len(examples))))
-            part = tokenize(rows)
-            assert part.corrupt is None, "rows that change each time are not tokenized in parts"
-            if packed is not None:
-                packed.append(part, len(rows))
-            else:
-                for name, column in part.token_rows.items():
-                    append_rows(draft, name, column)
-            if part.labels is not None:
-                draft.append("labels", part.labels)
-            facts = _facts(part)
-            counts.update({name: facts[name] for name in ("truncated", "words", "bytes", "passed_over")})
+    packed = PackedDraft(draft, adapter.max_length) if adapter.in_parts == "packed" else None
+    for start in range(0, len(examples), PART):
+        rows = examples.take(range(start, min(start + PART, len(examples))))
+        part = tokenize(rows)
+        assert part.corrupt is None, "rows that change each time are not tokenized in parts"
         if packed is not None:
-            packed.finish()
-        draft.append("facts", _encode(facts | counts))
+            packed.append(part, len(rows))
+        else:
+            for name, column in part.token_rows.items():
+                append_rows(draft, name, column)
+        if part.labels is not None:
+            draft.append("labels", part.labels)
+        facts = _facts(part)
+        counts.update({name: facts[name] for name in ("truncated", "words", "bytes", "passed_over")})
+    if packed is not None:
+        packed.finish()
+    draft.append("facts", _encode(facts | counts))
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> object:

@@ -82,23 +82,39 @@ def complete(
     """Complete prompts greedily, those of one budget together, each as far as the model's positions allow."""
     if not prompts:  # a classifier has none, and no settings for generation either
         return []
-    device = next(model.parameters()).device
-    settings = GenerationConfig(
+    return decode_samples(tokenizer, continue_prompts(model, sample_settings(model, tokenizer), prompts, new_tokens))
+
+
+def sample_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return the settings of samples: greedy, up to an end token of the model's settings or the tokenizer's."""
+    return GenerationConfig(
         do_sample=False,
         eos_token_id=end_tokens(model.generation_config, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
-    decodes, pad = model.config.is_encoder_decoder, tokenizer.pad_token_id or 0  # the decoder begins anew
+
+
+def continue_prompts(
+    model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
+) -> list[list[int]]:
+    """Return the tokens that follow each prompt, of which the last ones may be padding."""
+    device = next(model.parameters()).device
+    decodes, pad = model.config.is_encoder_decoder, settings.pad_token_id or 0  # the decoder begins anew
     used = [1 if decodes else len(prompt.ids) for prompt in prompts]
     budgets = [min(new_tokens, max_positions(model.config) - length) for length in used]
-    texts = [""] * len(prompts)
+    tokens: list[list[int]] = [[] for _ in prompts]
     with inference_mode(model):
         for budget in sorted({budget for budget in budgets if budget > 0}):
             rows = [row for row, own in enumerate(budgets) if own == budget]
             ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not decodes)
             settings.max_new_tokens = budget
             output = model.generate(ids, attention_mask=mask, generation_config=settings)
-            for row, tokens in zip(rows, output if decodes else output[:, ids.size(1) :], strict=True):
-                texts[row] = tokenizer.decode(tokens, skip_special_tokens=True)
-    return texts
+            for row, written in zip(rows, output if decodes else output[:, ids.size(1) :], strict=True):
+                tokens[row] = written.tolist()
+    return tokens
+
+
+def decode_samples(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Decode continuations; that of a prompt without room is empty."""
+    return [tokenizer.decode(row, skip_special_tokens=True) if row else "" for row in tokens]

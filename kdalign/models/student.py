@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from kdalign.data.token_matching import source_pieces
 from kdalign.errors import UsageError, unknown
@@ -28,7 +29,8 @@ def copy_layers(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -
 
     Parts that only a stack's first layer has (T5's relative positions) stay there.
     """
-    student = _empty(teacher, with_layers(teacher.config, layers))
+    with no_init_weights():  # every weight is copied
+        student = _empty(teacher, with_layers(teacher.config, layers))
     source = teacher.state_dict()
     origins = {name: name for name in student.state_dict()}
     for stack, path in block_paths(student).items():

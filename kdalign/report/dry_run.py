@@ -155,6 +155,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
         "frozen": ", ".join(train.freeze),
         "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
+        "profile": "FLOPs and latency of both models" if train.profile else "none (--no-profile)",
         "run folder": str(run.folder.path),
     }
     found = [(one.what, one.said + (" (allowed)" if one.allowed else "")) for one in run.findings]

@@ -124,11 +124,10 @@ def _tables(comparison: ComparisonTable) -> list[tuple[str, list[Column], list[R
         rows = list(zip(measured, tasks_by_row, strict=True))
         tables = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
         tables.append(("Scores", scores, [row for row, own in rows if not own]))
-    costs = [column for column in comparison.columns if column.cost]
-    model, training = ([column for column in costs if column.training is of_run] for of_run in (False, True))
     tables.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
-    tables.append(("Costs", model, _with(measured, model)))
-    tables.append(("Training", training, _with(measured, training)))
+    for title, training in (("Costs", False), ("Training", True)):
+        costs = [column for column in comparison.columns if column.cost and column.training is training]
+        tables.append((title, costs, [row for row in measured if row.has_costs(training)]))
     filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in tables]
     return [
         (title, columns, _with(rows, columns) if rows is references else [*rows, *_with(references, columns)])

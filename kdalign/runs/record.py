@@ -143,7 +143,8 @@ class RunRecord:
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
-        phases: seconds by phase, such as ``training``, since the run was last resumed; empty in older records.
+        seconds: seconds since the command that finished the run began.
+        phases: the same by phase, such as ``preparing`` and ``training``; empty in older records.
         memory: bytes that the run had at most since it was last resumed (``peak``), and that were ``predicted``; what
             is not known is left out.
         teachers: each of several teachers, of which ``teacher`` is the mixture; empty for one teacher or none.

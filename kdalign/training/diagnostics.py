@@ -129,6 +129,9 @@ def find_small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, floa
     return {name: value / total for name, value in sums.items() if total > 0 and abs(value) < LEAST_SHARE * total}
 
 
+UNREACHED = "the objective reaches no trainable part of the student: freeze less of it (train.freeze)"
+
+
 def freeze_unreached(
     learner: Learner, teach: Teach | None, objective: Objective, encoded: TokenizedSplit, device: torch.device
 ) -> None:
@@ -146,7 +149,7 @@ def freeze_unreached(
     penalty = balance.penalty(breakdown.parts, objective.weights, 1.0) if balance is not None else None
     total = breakdown.total if penalty is None else breakdown.total + penalty
     if not total.requires_grad:
-        raise RunError("the objective reaches no trainable part of the student: freeze less of it (train.freeze)")
+        raise RunError(UNREACHED)
     total.backward()  # type: ignore[no-untyped-call]
     objective.remember(None)
     for parameter in learner.parameters():

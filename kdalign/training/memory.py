@@ -24,6 +24,7 @@ class MemoryPart(StrEnum):
 
     BASE = "Python and libraries"
     TEACHER = "teacher"
+    MAPPED = "teacher's file, mapped"
     STUDENT = "student"
     MOMENTS = "optimizer's moments"
     GRADIENTS = "gradients and backward pass"
@@ -108,11 +109,14 @@ class MemoryPrediction:
     Attributes:
         phase: when that is.
         parts: bytes by part then.
+        needed: most bytes that must be free at a time: neither what the process has already nor pages of a mapped file,
+            which are resident and yet the system drops for others.
         missing: how the prediction is rougher than by counting; empty if all was counted.
     """
 
     phase: str
     parts: Mapping[MemoryPart, int]
+    needed: int
     missing: str = ""
 
     @property

@@ -15,7 +15,7 @@ from kdalign.errors import RunError
 from kdalign.models.dropout import quick_dropout
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
-from kdalign.training.diagnostics import StepViewer, count_step_units
+from kdalign.training.diagnostics import UNREACHED, StepViewer, count_step_units
 from kdalign.training.diverged import explain_divergence
 
 
@@ -85,7 +85,7 @@ class Stepper:
             penalty: trains a loss balancer.
 
         Raises:
-            RunError: the loss or its gradient is not finite; the weights stay as they are.
+            RunError: no parameter is reached, or the loss or its gradient is not finite; the weights stay as they are.
         """
         wrapped, accelerator = self.viewer.learner, self.viewer.accelerator
         units, stopped = count_step_units(batches, accelerator, stop)
@@ -100,6 +100,8 @@ class Stepper:
                 if penalty is not None:
                     more = penalty(objective.present_terms(breakdown.parts, units), share=share)
                     total = total if more is None else total + more
+                if not total.requires_grad:
+                    raise RunError(UNREACHED)
                 # DDP averages gradients over ranks; the objective already divides by all ranks' units.
                 accelerator.backward(total * accelerator.num_processes)
             sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -174,6 +175,8 @@ class TaskTrainer:
     def begin(self, done: int) -> bool:
         """Enter the stage of a place: other parameters may be reached, and DDP waits for none that is not.
 
+        A process alone waits for none: what is not reached has no gradient, and the optimizer leaves it as it is.
+
         Args:
             done: steps taken, or tokens trained.
 
@@ -189,7 +192,8 @@ class TaskTrainer:
             parameter.grad = None  # of the step before: a parameter with a gradient counts as reached
             parameter.requires_grad_(True)
         learner, accelerator = self.task.learner, self.accelerator
-        freeze_unreached(learner, self.teach, self.objective, self.task.encoded, accelerator.device)
+        if accelerator.distributed_type is not DistributedType.NO:
+            freeze_unreached(learner, self.teach, self.objective, self.task.encoded, accelerator.device)
         self.reached = [parameter for parameter in self.trained if parameter.requires_grad]
         self.wrapped = learner
         accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters

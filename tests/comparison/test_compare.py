@@ -8,6 +8,7 @@ import pytest
 from kdalign.comparison.compare import compare
 from kdalign.errors import UsageError
 from kdalign.report.formats import comparison_as
+from kdalign.report.layout import table_layouts
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import RunRecord, read_record
 from support.records import best, calibrated, cell, evaluation, run, scores
@@ -377,3 +378,22 @@ def test_a_speed_up_that_is_missing_is_said_to_lack_its_latency_and_not_a_teache
     measured = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, beta=1.0)
     notes = compare([measured, unmeasured(tmp_path / "b", beta=2.0)]).notes
     assert [note for note in notes if "speed-up of b" in note] == ["– in speed-up of b: latency was not measured"]
+
+
+def test_columns_that_are_chosen_show_a_dash_where_a_run_has_none(tmp_path):
+    measured = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, beta=1.0)
+    table = compare([measured, unmeasured(tmp_path / "b", beta=2.0)], metrics=["latency"])
+    [costs] = table_layouts(table)
+    assert {row.text: cell.number for row, [cell] in costs.lines} == {"teacher t": "3.0", "a": "2.0", "b": "–"}
+    assert "– in latency of b: it was not measured" in table.notes
+
+
+@pytest.mark.parametrize("asked", [{"metrics": ["speed-up"]}, {"sort": "latency"}, {"filters": ["flops<9"]}])
+def test_a_column_that_no_profile_measured_is_not_called_unknown(tmp_path, asked):
+    with pytest.raises(UsageError, match=r"no run has a value in column '[a-z-]*': they were made with --no-profile"):
+        compare([unmeasured(tmp_path / "b")], **asked)
+
+
+def test_a_speed_up_without_a_teacher_is_not_laid_to_a_missing_profile(tmp_path):
+    with pytest.raises(UsageError, match="unknown column 'speed-up'"):
+        compare([run(tmp_path / "alone", "sst2", {"accuracy": 80.0})], metrics=["speed-up"])

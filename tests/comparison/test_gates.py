@@ -1,6 +1,7 @@
 """Gates on comparisons: what passes, what fails and why, and the exit code that a build sees."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kdalign.comparison.gate_baseline import read_baseline
 from kdalign.comparison.gates import check_gates
 from kdalign.comparison.table import ScoredSplit
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 from support.records import run
 from support.tiny import one_line
 
@@ -237,6 +239,16 @@ def test_a_gate_with_no_row_to_look_at_fails(tmp_path):
     [verdict] = check_gates(compare([file]), ["bleu>=0"])
     assert not verdict.passed
     assert verdict.line == "FAIL: multi30k/bleu >= 0; no student and no evaluated model has this column"
+
+
+def test_a_gate_on_what_was_not_profiled_names_the_flag(kdalign, tmp_path):
+    path = run(tmp_path / "mine", "sst2", {"accuracy": 89.5}, {"accuracy": 92.0})
+    record = read_record(path)
+    bare = {who: replace(getattr(record, who), latency_ms=None) for who in ("student", "teacher")}
+    RunFolder(path).write_record(replace(record, **bare))
+    status, out, err = kdalign("compare", path, "--require", "speed-up>=1.5")
+    assert (status, out) == (2, "")
+    assert "no run has a value in column 'speed-up': they were made with --no-profile" in one_line(err)
 
 
 def test_published_rows_are_not_gated(tmp_path):

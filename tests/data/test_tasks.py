@@ -1,5 +1,6 @@
 """Tasks: what GLUE's columns and labels mean, how data is read and refused, and what is held out of train."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -197,6 +198,20 @@ def test_a_fingerprint_changes_with_any_text_label_or_order():
     ]
     assert len({each.fingerprint() for each in (base, *others)}) == 6
     assert Examples("test", (("a", "b"),), np.array([0, 1])).fingerprint() == base.fingerprint()
+
+
+def test_a_fingerprint_is_the_hash_of_texts_that_zero_bytes_end_and_of_labels():
+    labels = np.array([0, 1])
+    expected = hashlib.sha256(b"a\0b\0" + labels.tobytes()).hexdigest()[:16]
+    assert Examples("train", (("a", "b"),), labels).fingerprint() == expected, "archives hold it"
+
+
+def test_texts_with_zero_bytes_are_told_from_those_that_are_cut_there():
+    columns = [(("a", "b", "c"),), (("a\0b", "c"),), (("a", "b\0c"),), (("a\0b\0c",),), (("a\0b",), ("c",))]
+    referenced = [("a", "b\0c"), ("a\0b", "c"), ("a", "b", "c")]
+    found = [Examples("train", texts, None) for texts in columns]
+    found += [Examples("train", (("",),), None, references=(known,)) for known in referenced]
+    assert len({each.fingerprint() for each in found}) == len(found)
 
 
 def test_a_label_of_minus_one_everywhere_means_no_labels(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdalign.data import text_rows
 from kdalign.data.tasks import Examples
-from kdalign.data.text_rows import TextRows, longest_rows
+from kdalign.data.text_rows import TextRows, holds_zeros, longest_rows
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=12)
 
@@ -52,6 +52,7 @@ def test_examples_have_the_fingerprint_of_the_same_texts_in_memory(texts):
     for rows in (range(len(texts)), range(len(texts) // 2), [len(texts) - 1, 0]):
         mapped, held = (Examples("train", (one,), labels).take(rows) for one in (column(texts), tuple(texts)))
         assert mapped.fingerprint() == held.fingerprint()
+        assert holds_zeros(mapped.texts[0]) == holds_zeros(held.texts[0]) == ("\0" in "".join(held.texts[0]))
 
 
 def test_a_pass_over_more_than_is_read_at_once_gives_all(monkeypatch):

@@ -59,6 +59,7 @@ def test_a_student_that_writes_keeps_its_teachers_settings_and_scores_as_its_rec
     for split in ("train", "validation"):
         (tmp_path / "lm" / f"{split}.txt").write_text("\n".join(texts) + "\n")
     record, student = run_of(tmp_path, writer, task="lm", data=tmp_path / "lm", **{"data.max_length": 64})
+    assert len({file.stat().st_mode for file in student.iterdir()}) == 1, "weights are read by whom the rest is"
     settings = json.loads((student / "generation_config.json").read_text())
     assert {key: settings[key] for key in ("eos_token_id", "temperature", "suppress_tokens")} == {
         "eos_token_id": [1, 5],

@@ -1,19 +1,19 @@
 """A run's peak of memory, predicted from configurations."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdalign.distillation import memory
 from kdalign.distillation.memory import HEAP_BYTES, HEAP_SHARE, micro_batch_rows, predict_memory
 from kdalign.distillation.prepare import prepare
+from kdalign.environment import cache_folder
 from kdalign.models.architecture import count_parameters, describe, meta_model
 from kdalign.recipe import build_recipe
-from kdalign.training.memory import MemoryPart, MemoryPrediction
-
-
-@pytest.fixture(autouse=True)
-def _nothing_counted_yet(monkeypatch):
-    monkeypatch.setattr(memory, "_STEPS", {})
+from kdalign.registry import allow_code
+from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory
 
 
 @pytest.fixture
@@ -76,14 +76,40 @@ def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, 
     assert MemoryPart.TEACHER not in parts(run_of(**{"cache.folder": "auto"}), monkeypatch)
 
 
-def test_another_seed_counts_alike_and_is_not_counted_again(run_of, monkeypatch):
-    first, counted = parts(run_of(), monkeypatch), []
-    real = memory.trace_step
-    monkeypatch.setattr(memory, "trace_step", lambda *a, **k: counted.append(1) or real(*a, **k))
+@pytest.fixture
+def counted(monkeypatch):
+    """Steps that were counted."""
+    steps, real = [], memory.trace_step
+    monkeypatch.setattr(memory, "trace_step", lambda *a, **k: steps.append(1) or real(*a, **k))
+    return steps
+
+
+def test_another_seed_counts_alike_and_is_not_counted_again(run_of, monkeypatch, counted):
+    first = parts(run_of(), monkeypatch)
     assert parts(run_of("train.seed=1", "train.lr=0.1"), monkeypatch) == first
-    assert not counted
+    assert len(counted) == 1
     assert parts(run_of("train.precision=bf16"), monkeypatch) != first
-    assert counted
+    assert len(counted) == 2
+
+
+def test_whatever_decides_a_step_is_counted_again(run_of, monkeypatch, counted, tmp_path):
+    parts(run_of(), monkeypatch)
+    changes = ["train.batch_size=8", "data.max_length=9", "objective.delta=0", "train.optimizer_state=bf16"]
+    changes += ["align.map=first", "train.freeze=[embeddings]", "train.gradient_checkpointing=true"]
+    for number, change in enumerate(changes):
+        parts(run_of(change), monkeypatch)
+        assert len(counted) == 2 + number, change
+    monkeypatch.setattr(memory, "library_versions", lambda: {"torch": "0"})
+    parts(run_of(), monkeypatch)
+    assert len(counted) == 2 + len(changes)
+
+
+def test_a_step_with_code_of_the_users_own_is_counted_each_time(run_of, monkeypatch, counted):
+    own = Path(__file__).parents[2] / "examples" / "own_loss" / "gap.py"
+    with allow_code():
+        for _ in range(2):
+            parts(run_of(f"objective.terms={{'{own}:ConfidenceGap': 0.5}}"), monkeypatch)
+    assert len(counted) == 2
 
 
 def test_the_prediction_changes_no_random_number(run_of):
@@ -100,7 +126,7 @@ def test_a_step_that_cannot_be_counted_is_estimated_and_the_line_says_so(run_of,
 
     run = run_of("data.max_length=16")  # about as long as the texts: the formula knows no others
     counted = predict_memory(run)
-    memory._STEPS.clear()
+    shutil.rmtree(cache_folder() / "memory")
     monkeypatch.setattr(memory, "trace_step", fail)
     rough = predict_memory(run)
     assert str(rough).startswith("about ")
@@ -127,8 +153,25 @@ def test_the_rows_of_the_largest_micro_batch():
 def test_the_line_names_the_total_and_its_two_largest_parts():
     found = {MemoryPart.BASE: 600_000_000, MemoryPart.STUDENT: 100_000_000, MemoryPart.ACTIVATIONS: 1_300_000_000}
     said = "2.0 GB at most, in training: student's activations 1.3 GB, Python and libraries 0.6 GB"
-    assert str(MemoryPrediction("training", found)) == said
-    assert str(MemoryPrediction("training", found, "without samples")).startswith("about 2.0 GB (without samples) at")
+    assert str(MemoryPrediction("training", found, 0)) == said
+    assert str(MemoryPrediction("training", found, 0, "without samples")).startswith(
+        "about 2.0 GB (without samples) at"
+    )
+
+
+def test_the_file_of_a_teacher_counts_as_resident_and_not_as_needed(run_of, monkeypatch):
+    monkeypatch.setattr(memory, "_trace", lambda *_: StepMemory({}, 0))
+    monkeypatch.setattr(memory, "HEAP_BYTES", 0)
+    monkeypatch.setattr(memory, "_resident", lambda: 1000)
+    run = run_of(**{"train.precision": "bf16"})
+    ours, theirs = (
+        count_parameters(meta_model(each)) for each in (run.student.config(run.tokenizers), run.teacher.config)
+    )
+    found = predict_memory(run)
+    assert found.phase == "loading"
+    assert found.parts[MemoryPart.MAPPED] == 2 * theirs
+    assert found.total == 1000 + memory.LATER_BYTES + 4 * ours + 6 * theirs
+    assert found.needed == 4 * ours + 4 * theirs
 
 
 def test_what_is_not_counted_is_in_the_line(run_of, monkeypatch):

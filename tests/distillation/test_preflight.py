@@ -9,6 +9,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from kdalign.runs.record import read_record
 from support.tiny import one_line, save_model, sentences
 
 
@@ -211,3 +212,15 @@ def test_a_cache_that_cannot_be_written_is_refused_before_a_teacher_is_fine_tune
     with pytest.raises(UsageError, match="file"):
         prepare(build_recipe(None, {**given, "out": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_what_it_costs(kdalign, teacher, data, tmp_path, monkeypatch):
+    assert "cache folder" not in checks(kdalign, *words(teacher, data))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "file"))
+    said = checks(kdalign, *words(teacher, data))["cache folder"]
+    assert said.startswith(f"cannot make folder '{tmp_path / 'file'}'")
+    assert "every run computes anew" in said
+    status, _, err = kdalign(*words(teacher, data))
+    assert (status, err.count(f"cache folder: {said}")) == (0, 1)
+    assert "cache folder" not in read_record(tmp_path / "runs" / "a").data["checks"], "it is of the machine"

@@ -12,11 +12,13 @@ from kdalign.data.corruption import MaskTokens
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_teachers
 from kdalign.distillation.prepare import prepare
-from kdalign.distillation.teacher_answers import hash_weights, predict_untrained, score_teachers
+from kdalign.distillation.teacher_answers import hash_weights, keep_samples, predict_untrained, score_teachers
 from kdalign.distillation.tokenize import open_run
 from kdalign.environment import cache_folder
+from kdalign.evaluation.samples import Prompt, complete
 from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
+from support.family_setting import model, tokenizer
 from support.tiny import save_model
 
 
@@ -96,18 +98,48 @@ def test_students_that_start_alike_are_asked_once(teacher, other, data):
     opened, [loaded], _ = score([teacher], data)
     adapter, watched = opened.run.adapter, opened.texts.watched
     expected = adapter.predict(loaded.model, watched).logits
-    first, read = predict_untrained(adapter, loaded.model, watched)
+    first, read = predict_untrained(adapter, loaded.model, hash_weights(loaded.model), watched)
     kept = set((cache_folder() / "predictions").glob("*.safetensors"))
-    again, known = predict_untrained(adapter, copy.deepcopy(loaded.model), watched)
+    alike = copy.deepcopy(loaded.model)
+    again, known = predict_untrained(adapter, alike, hash_weights(alike), watched)
     assert (read, known) == (False, True)
     assert np.array_equal(first.logits, expected)
     assert np.array_equal(again.logits, expected)
     assert set((cache_folder() / "predictions").glob("*.safetensors")) == kept
     with torch.no_grad():
         next(loaded.model.parameters()).add_(0.01)
-    changed, _ = predict_untrained(adapter, loaded.model, watched)
+    changed, _ = predict_untrained(adapter, loaded.model, hash_weights(loaded.model), watched)
     assert np.array_equal(changed.logits, adapter.predict(loaded.model, watched).logits)
     assert not np.array_equal(changed.logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_samples_are_written_once_and_again_if_anything_that_decides_them_changes(kind):
+    net, pieces = model(kind), tokenizer("causal" if kind == "llama" else "seq2seq")
+    prompts = [Prompt(text, tuple(pieces(text)["input_ids"])) for text in ("a great film", "dull")]
+
+    def ask(prompts=prompts, weights="w"):
+        texts, known = keep_samples(net, weights, pieces, prompts)
+        assert texts == complete(net, pieces, prompts)
+        return known
+
+    assert [ask(), ask()] == [False, True]
+    assert not ask(prompts[:1])
+    assert not ask(prompts[::-1])
+    assert not ask(weights="v")
+    net.generation_config.eos_token_id = [pieces.eos_token_id, 7]
+    assert [ask(), ask()] == [False, True]
+    net.generation_config.repetition_penalty = 1.5
+    assert not ask()
+    net.to(torch.bfloat16)
+    assert not ask()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert not ask()
+    finally:
+        torch.set_num_threads(threads)
+    assert keep_samples(net, "w", pieces, []) == ([], False)
 
 
 def test_weights_are_hashed_by_name_shape_and_value():

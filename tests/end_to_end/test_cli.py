@@ -166,6 +166,8 @@ def test_a_dry_run_says_where_the_objective_is_not_the_plain_one(teacher, data, 
     added = {"preset", "schedule", "parts", "balance", "layer weights", "layers aligned", "frozen"}
     assert not added & set(plain)
     assert facts("preset=feature-alignment") == plain
+    assert plain["profile"] == "FLOPs and latency of both models"
+    assert facts("train.profile=false")["profile"] == "none (--no-profile)"
     found = facts(
         "objective.align_first=0.5", "objective.beta=0", "objective.schedule.beta={to: 1, until: 0.4}",
         "objective.schedule.alpha={to: 0.1, shape: constant, from: 0.75}", "objective.balance=pace",
@@ -633,7 +635,8 @@ def test_a_run_without_a_profile_measures_no_speed_and_says_where_its_time_went(
         assert (record[who]["latency_ms"], record[who]["flops"]) == (None, None)
     assert "latency: one forward pass" not in out
     assert "not measured" in (run / "student" / "README.md").read_text()
-    assert set(record["phases"]) >= {"tokenizing", "loading", "scoring the teacher", "training", "scoring the student"}
+    phases = {"preparing", "tokenizing", "loading", "scoring the teacher", "training", "scoring the student"}
+    assert set(record["phases"]) >= phases
     assert sum(record["phases"].values()) == pytest.approx(record["seconds"], abs=0.01)
 
 

@@ -71,6 +71,16 @@ def test_what_cannot_be_frozen_is_refused_before_weights_load(kdalign, teacher, 
     assert (status, said in one_line(errors)) == (2, True), errors
 
 
+def test_an_objective_that_reaches_nothing_that_is_trained_is_refused_before_a_step(kdalign, teacher, data, tmp_path):
+    words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--hard", "0",
+             "--alpha", "0", "--beta", "1", "--gamma", "0", "--delta", "0", "--max-steps", "2", "--out", tmp_path / "a",
+             "--set", "train.freeze='embeddings, layers=0-1'")  # fmt: skip
+    status, _, errors = kdalign(*words)
+    assert (status, "the objective reaches no trainable part of the student" in errors) == (1, True), errors
+    events = (tmp_path / "a" / "history.jsonl").read_text()
+    assert '"kind": "step"' not in events
+
+
 def test_a_student_with_nothing_left_or_with_adapters_is_refused():
     model = Setting("gpt2").learner.student
     every = ("embeddings", f"layers=0-{len(blocks(model)) - 1}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.data.text_rows import TextRows, take_texts
+from kdalign.data.text_rows import TextRows, holds_zeros, take_texts, text_sizes
 from kdalign.result_cache import release_pages
 
 
@@ -52,7 +52,11 @@ class Examples:
         )
 
     def fingerprint(self) -> str:
-        """Hash texts and labels."""
+        """Hash texts and labels.
+
+        A zero byte ends each text. Where texts hold zero bytes themselves, the sizes of all are hashed, too, so that
+        they are told from the same bytes that are cut elsewhere.
+        """
         return self._fingerprint
 
     @cached_property
@@ -69,4 +73,10 @@ class Examples:
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
             release_pages(self.labels)
+        if any(map(holds_zeros, (*self.texts, *self.references))):
+            digest = hashlib.sha256(digest.digest())
+            for group in (self.texts, self.references):
+                digest.update(np.int64(len(group)).tobytes())
+                for column in group:
+                    digest.update(np.int64(len(column)).tobytes() + text_sizes(column).tobytes())
         return digest.hexdigest()[:16]

@@ -83,15 +83,14 @@ class LargeSplit:
         """
         before = self._state()
         kept = find_result("texts", {"files": [(file_format(file), sha256(file)) for file in self.files], **content})
-        known = kept.read()
-        if known is not None:
-            return known
-        with kept.write_in_parts() as draft:
+
+        def write_all(draft: Draft) -> None:
             facts = write(draft)
             draft.append("facts", np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8))
             if self._state() != before:
                 raise UsageError(f"{self.where}: its files changed while they were read")
-        known = kept.read()
+
+        known = kept.keep_in_parts(write_all)
         if known is None:  # another process has made room
             raise NotInParts
         return known

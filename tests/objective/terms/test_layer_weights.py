@@ -18,10 +18,11 @@ from kdalign.objective.units import count_units
 from kdalign.recipe import LAYER_WEIGHTS as WORDS
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings, build_recipe
-from kdalign.training import loop, task_trainer
+from kdalign.training import loop
 from kdalign.training.diagnostics import StepViewer
 from kdalign.training.learner import Learner
 from kdalign.training.step import Stepper
+from kdalign.training.task_trainer import TaskTrainer
 from support.classifier_setting import Setting
 from support.commands import command, steps_of
 from support.shapes import shape
@@ -208,11 +209,11 @@ def test_layers_are_aligned_one_after_the_other_from_the_bottom(kdalign, teacher
     monkeypatch.setattr(loop, "GRADIENT_STEPS", 1)
     out, sets = tmp_path / "grown", [word for each in ("align.grow=0.5", *more) for word in ("--set", each)]
     asked = []
-    begin = task_trainer.freeze_unreached
+    minimise = TaskTrainer.minimise
     monkeypatch.setattr(
-        task_trainer, "freeze_unreached", lambda learner, teach, objective, *rest: (
+        TaskTrainer, "minimise", lambda self, objective, plan: (
             asked.append([len(term.place.pairs) for _, term in objective.terms.values() if hasattr(term, "place")]),
-            begin(learner, teach, objective, *rest),
+            minimise(self, objective, plan),
         )
     )  # fmt: skip
     status, _, errors = kdalign(*command(teacher, data, out, *sets)[2:])
