@@ -185,7 +185,7 @@ class DataSettings(Section):
     """Read the training split as a stream, ``stream_rows`` rows at a time, so that it is never held or downloaded as a
     whole. Needs ``train.max_steps`` or ``train.max_tokens``. Checks, calibration and the monitored slice see the first
     of these segments alone."""
-    stream_rows: Rows = 16_384
+    stream_rows: int = Field(16_384, ge=2, le=MOST_ROWS)
     """For ``streaming``: rows of a segment, which are shuffled and batched by length as an epoch of their own."""
 
     @field_validator("task", mode="before")
