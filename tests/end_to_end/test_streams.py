@@ -9,6 +9,7 @@ from kdalign.files import sha256
 from kdalign.training import task_trainer
 from support.commands import steps_of
 from support.family_setting import model, tokenizer
+from support.ranks import run
 from support.streams import stream, write_rows
 from support.tiny import make_tokenizer, one_line
 
@@ -37,7 +38,11 @@ def record_of(out):
     return json.loads((Path(out) / "record.json").read_text())
 
 
-LANGUAGE = [("gpt2", "lm:sentence"), ("bert", "lm:sentence"), ("t5", "translation:sentence-turned")]
+LANGUAGE = [
+    ("gpt2", "lm:sentence"),
+    pytest.param("bert", "lm:sentence", marks=pytest.mark.slow),
+    pytest.param("t5", "translation:sentence-turned", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("kind", "task"), [(None, "sst2"), *LANGUAGE])
@@ -191,9 +196,7 @@ def test_what_needs_all_rows_is_refused_before_anything_is_written(kdalign, teac
     assert not (tmp_path / "run").exists()
 
 
-def test_several_tasks_in_one_student_and_a_teacher_without_a_head_are_refused(
-    kdalign, teacher, causal, data, tmp_path
-):
+def test_several_tasks_in_one_student_and_a_teacher_without_a_head_are_refused(kdalign, teacher, data, tmp_path):
     words = ["--student", "layers=2", "--set", "data.streaming=true", "--max-steps", 2, "--out", "run"]
     code, _, err = kdalign("distill", "--teacher", teacher, "--task", "sst2,cola", "--multi-task", *words)
     assert (code, "and --multi-task divides the steps by the numbers of rows" in one_line(err)) == (2, True)
@@ -213,3 +216,17 @@ def test_a_dry_run_says_what_the_checks_saw(kdalign, teacher, tmp_path):
     assert "train is read 100 rows at a time" in said
     assert "see the first 100 rows alone" in said
     assert "100 in the first segment" in said
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_rows_of_a_stream(kdalign, teacher, tmp_path):
+    folder = write_rows(tmp_path / "data", 250)
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    torchrun += ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")
+    more = ("--set", "train.dropout=0")
+    done = run([*torchrun, "-m", "kdalign", *stream(teacher, folder, "two", *more)], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert kdalign(*stream(teacher, folder, "one", *more))[0] == 0
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+    assert record_of("two")["training"]["ranks"] == 2
+    assert record_of("two")["training"]["stream"] == record_of("one")["training"]["stream"]

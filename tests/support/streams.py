@@ -31,5 +31,6 @@ def stream(model, folder, out, *more, rows=100, task="sst2"):
     return [
         *("distill", "--teacher", str(model), "--student", "layers=2", "--task", task, "--data", str(folder)),
         *("--max-steps", "24", "--batch-size", "16", "--precision", "fp32", "--device", "cpu", "--no-profile"),
+        *("--set", "train.eval_every=1000", "--set", "train.samples=0"),
         *("--set", "data.streaming=true", "--set", f"data.stream_rows={rows}", "--out", str(out), *more),
     ]  # fmt: skip
