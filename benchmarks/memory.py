@@ -20,8 +20,9 @@ from kdalign.training.step import settings_of_steps
 def sort_longest_first(trainer: Trainer) -> None:
     """Let the first steps have the longest texts of the epoch."""
     [only] = trainer.trainers
-    only.micro_batches(0)
-    only._batches = sorted(only._batches, key=lambda rows: -int(only.task.encoded.lengths[rows].max()))
+    only.data_of(0)
+    order, lengths = only._order, only.task.encoded.lengths
+    order._batches = sorted(order._batches, key=lambda rows: -int(lengths[rows].max()))
 
 
 def measure(given: argparse.Namespace, folder: str) -> dict[str, object]:

@@ -4,7 +4,8 @@
 
     KdalignError            base of all; one clear line for the user
     ├── UsageError          the user's mistake: exit code 2, nothing written
-    │   └── TamperedRun     a run's files are not as it left them
+    │   ├── TamperedRun     a run's files are not as it left them
+    │   └── NoAnswers       conversations leave nothing to learn
     ├── RunError            a run or a gate failed: exit code 1
     │   ├── RefusedRun      a check of loaded models refused a run before its first step; it leaves no folder
     │   ├── NotFinite       a model's outputs are NaN or infinite
@@ -32,6 +33,10 @@ class UsageError(KdalignError):
 
 class TamperedRun(UsageError):
     """A file of a run is missing or differs from when the run ended."""
+
+
+class NoAnswers(UsageError):
+    """No conversation of some has an answer within the longest input."""
 
 
 class RunError(KdalignError):

@@ -14,7 +14,7 @@ from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import special_frame
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
-from kdalign.errors import UsageError
+from kdalign.errors import NoAnswers, UsageError
 
 Tokens = list[int]
 
@@ -262,7 +262,7 @@ def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_l
             columns["input_ids"].append(ids[:max_length])
             columns["targets"].append(targets[:max_length])
     if not groups:
-        raise UsageError(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
+        raise NoAnswers(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
     several = np.array(groups) if len(set(groups)) < len(groups) else None
     return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered, groups=several)

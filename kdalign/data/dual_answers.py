@@ -17,7 +17,7 @@ from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.token_matching import coverage
 from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
-from kdalign.errors import UsageError
+from kdalign.errors import NoAnswers
 
 _NOWHERE = (0, 0)
 """Span of a token that is matched with none."""
@@ -195,7 +195,7 @@ def _split(examples: Examples, matched: Sequence[_Matched], tokenizers: Tokenize
                 for name, value in zip(names, values, strict=True):
                     columns[prefix + name].append(value[:kept])
     if not groups:
-        raise UsageError(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
+        raise NoAnswers(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
     pad = {name: IGNORED if name == "targets" else 0 for name in columns}
     for prefix, tokenizer in zip(("", TEACHER), tokenizers, strict=True):
         pad[f"{prefix}input_ids"] = int(tokenizer.pad_token_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdalign.data.tables import FORMATS, file_format
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, did_you_mean
 
 ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
 
@@ -76,6 +76,25 @@ def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
     return [file.path for file in found]
 
 
+def require_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
+    """List the files of a split in order.
+
+    Raises:
+        UsageError: there are none, several files could be the split, or shards are missing.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no data folder {str(folder)!r}")
+    files = split_files(folder, split, formats)
+    if not files:
+        has = available_splits(folder, formats)
+        raise UsageError(
+            f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
+            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
+            f"{unreadable_files(folder, split, formats)}"
+        )
+    return files
+
+
 def available_splits(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
     """List the splits of a folder, by its files' names."""
     return sorted({file.split for file in _files(folder, formats)})
@@ -92,8 +111,8 @@ def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
         ending = file_format(path)
         if ending in formats:
             return f"; {path.name!r} is {'a broken link' if not path.exists() else 'not a regular file'}"
-        mend = f" ({_MENDS[ending]})" if ending in _MENDS else ""
-        return f"; {path.name!r} is not one of the formats read here: {', '.join(formats)}{mend}"
+        mend = _MENDS.get(ending.rpartition(".")[2], "")
+        return f"; {path.name!r} is not one of the formats read here: {', '.join(formats)}{f' ({mend})' * bool(mend)}"
     return ""
 
 
@@ -108,10 +127,12 @@ def _files(folder: Path, formats: Sequence[str]) -> list[_File]:
 def _files_in(folder: Path, formats: Sequence[str]) -> list[_File]:
     files = []
     for path in sorted(folder.iterdir()):
-        if file_format(path) in formats and path.is_file():
-            shard = _SHARD.fullmatch(path.stem)
+        ending = file_format(path)
+        if ending in formats and path.is_file():
+            name = path.name[: -len(ending) - 1]
+            shard = _SHARD.fullmatch(name)
             if shard:
                 files.append(_File(path, shard["split"], int(shard["number"]), int(shard["count"])))
             else:
-                files.append(_File(path, path.stem))
+                files.append(_File(path, name))
     return files

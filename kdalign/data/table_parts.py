@@ -1,10 +1,13 @@
 """Read csv, tsv, jsonl, parquet and txt files of any size as tables of some rows each, with every cell as written."""
 
 import codecs
+import gzip
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from kdalign.data.delimited import NotInParts, count_lines, read_delimited_parts
 from kdalign.data.tables import (
@@ -18,7 +21,7 @@ from kdalign.data.tables import (
     parse_jsonl,
     split_lines,
 )
-from kdalign.errors import UsageError, library_errors
+from kdalign.errors import UsageError, cause_of, library_errors
 from kdalign.files import check_regular, decode
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd
         NotInParts: it can only be read as a whole.
     """
     where = repr(str(file))
-    match file_format(file):
+    match file_format(file).removesuffix(".gz"):
         case "parquet":
             yield from _parquet_parts(file, wanted)
         case "csv" | "tsv" as kind:
@@ -62,6 +65,20 @@ def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd
                 if rows:
                     yield from_columns({name: [row.get(name) for row in rows] for name in names})
                 line += count_lines(text)
+
+
+def count_parquet_rows(file: Path) -> int:
+    """Count the rows of a parquet file, which its end says.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    check_regular(file)
+    with library_errors(f"{str(file)!r} is not a parquet file"):
+        rows: int = pq.read_metadata(file).num_rows
+    return rows
 
 
 def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.DataFrame"]:
@@ -89,10 +106,10 @@ def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.Dat
 
 
 def _text_parts(file: Path) -> Iterator[str]:
-    """Read a text file in UTF-8 in parts that end with a line."""
+    """Read a text file in UTF-8, which gzip may have packed, in parts that end with a line."""
     check_regular(file)
     where, line = repr(str(file)), 1
-    with file.open("rb") as opened:
+    with _open(file) as opened, _packing_errors(where):
         data = opened.read(BYTES)
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
             raise NotInParts
@@ -111,6 +128,19 @@ def _text_parts(file: Path) -> Iterator[str]:
             yield text
             line += part.count(b"\n")
             data = rest + more
+
+
+def _open(file: Path) -> BinaryIO:
+    opened = gzip.open(file) if file_format(file).endswith(".gz") else file.open("rb")
+    return cast(BinaryIO, opened)
+
+
+@contextmanager
+def _packing_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{where} cannot be unpacked: {cause_of(error)}") from None
 
 
 def _decode(part: bytes, where: str, line: int) -> str:

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 TEXT_FORMATS = (*FORMATS, "txt")
 """Formats of text without labels; every line of a .txt file that is not blank is a document."""
+PACKED_FORMATS = ("csv.gz", "tsv.gz", "jsonl.gz", "txt.gz")
+"""Formats of text that gzip has packed, of splits that are read as streams."""
 DELIMITERS: Mapping[str, str] = {"csv": ",", "tsv": "\t"}
 
 
 def file_format(file: Path) -> str:
-    """Return the format by a file's ending, in lower case."""
-    return file.suffix.lstrip(".").lower()
+    """Return the format by a file's ending, in lower case; that of a packed text has two parts."""
+    packed = "".join(file.suffixes[-2:]).lstrip(".").lower()
+    return packed if packed in PACKED_FORMATS else file.suffix.lstrip(".").lower()
 
 
 def read_table(file: Path) -> "pd.DataFrame":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.data.tasks import AnyTask, ClassificationTask, Examples, find_task
+from kdalign.data.tasks import AnyTask, ClassificationTask, Examples, task_of
 from kdalign.environment import cache_folder
 from kdalign.errors import NotFinite, UsageError, unknown
 from kdalign.files import read_json, write_json
@@ -271,8 +271,7 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
 
 
 def _task(recipe: Recipe) -> AnyTask:
-    data = recipe.data
-    return find_task(data.task[0], data.folder, data.dataset, data.config)
+    return task_of(recipe.data)
 
 
 def _load_reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:

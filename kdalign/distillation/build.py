@@ -21,6 +21,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.corruption import with_corruption
 from kdalign.data.epochs import sample_batches
 from kdalign.distillation.load import LoadedModels, preview
+from kdalign.distillation.streamed import StreamedTexts
 from kdalign.distillation.teacher_answers import hash_weights, keep_samples, predict_untrained
 from kdalign.distillation.teacher_checks import compare_with_start, settle_loaded
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
@@ -84,17 +85,20 @@ def build_task(
     learner = build_learner(loaded, model, plan, stages, accelerator.device)
     if isinstance(computed, ComputedTeacher) and teacher is not computed:
         computed.release()
+    corrupted = partial(with_corruption, augment=recipe.data.augment, tokenizer=tokenizer, masked=masked_lm is not None)
+    stream = StreamedTexts(opened, corrupted) if recipe.data.streaming else None
     return TrainTask(
         name=run.adapter.task.name,
         learner=learner,
         teacher=teacher,
         stages=stages,
-        encoded=with_corruption(texts.train, recipe.data.augment, tokenizer, masked_lm is not None),
+        encoded=corrupted(texts.train) if stream is None else stream.first.encoded,
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
         check_start=StartCheck(loaded, observer) if loaded.teacher is not None else None,
         remapping=_remapping(loaded, plan, objective_of),
         on_policy=_on_policy(opened, model, teacher, observer),
+        stream=stream,
     )
 
 

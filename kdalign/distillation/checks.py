@@ -41,7 +41,7 @@ class Finding:
 
 
 NOTEWORTHY = (
-    *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
+    *("stream", "teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
     *("cache folder", "vocabulary", "unshared tokens", "beginnings", "templates"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
@@ -277,6 +277,20 @@ def check_on_policy(
                 f"on_policy.max_new_tokens={settings.max_new_tokens} is more than the {positions} positions of the "
                 f"{config.model_type} model"
             )
+
+
+def check_streaming(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint]) -> None:
+    """Refuse a teacher that must first be fine-tuned on a training split that is read as a stream.
+
+    Raises:
+        UsageError: the teacher.
+    """
+    lacking = next((each for each in teachers if needs_finetuning(adapter, each)), None)
+    if recipe.data.streaming and lacking is not None:
+        raise UsageError(
+            f"teacher {lacking.name!r} has no classification head and would be fine-tuned on all rows of train, which "
+            f"data.streaming=true never holds: give a fine-tuned one"
+        )
 
 
 def check_lora(recipe: Recipe, student: StudentSource, config: PretrainedConfig) -> None:

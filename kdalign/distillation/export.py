@@ -17,6 +17,7 @@ from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.projections import Projections
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tasks.segments import first_place
 from kdalign.data.tokenization import fingerprint, with_token_types
 from kdalign.distillation.checks import join_by_name
 from kdalign.distillation.load import LoadedModels
@@ -41,6 +42,7 @@ from kdalign.teachers.cached import CachedTeacher
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
+from kdalign.training.row_order import rows_read
 from kdalign.training.task_trainer import TrainTask
 from kdalign.version import __version__
 
@@ -111,6 +113,8 @@ def export_student(
         except UsageError as error:  # it can be made later; the training cannot
             observer.announce(f"no model card was written: {error}; `kdalign card {folder.path}` tries again")
         folder.write_record(record)
+        if "stream" in training:
+            observer.announce(_describe_stream(training["stream"]))
         observer.announce(f"time: {watch}")
         if "peak" in memory:
             said = f" (predicted {size_text(memory['predicted'])})" if "predicted" in memory else ""
@@ -156,7 +160,7 @@ def build_record(
     checkpoint: Checkpoint,
     exported: PreTrainedModel,
     scores: Mapping[str, object],
-    training: Mapping[str, object],
+    training: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a run, without what is measured last: environment, seconds and samples.
 
@@ -182,7 +186,8 @@ def build_record(
         student=_model_record(loaded, checkpoint, exported, "trained", loaded.source, -1),
         teacher=joint_record(teachers) if teachers else None,
         teachers=teachers if len(teachers) > 1 else [],
-        data=_data_facts(opened.run, opened.texts) | {"tokenizer": fingerprint(opened.tokenizer)},
+        data=_data_facts(opened.run, opened.texts, training.get("stream", {}))
+        | {"tokenizer": fingerprint(opened.tokenizer)},
         scores=dict(scores),
         training=dict(training),
         environment={},
@@ -356,15 +361,19 @@ def _model_record(
     )
 
 
-def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
+def _data_facts(run: PreparedRun, texts: TokenizedRun, stream: Mapping[str, int]) -> dict[str, object]:
+    train = {
+        "n": len(run.splits.train),
+        "tokens": int(texts.labelled.lengths.sum()),
+        "truncated": texts.labelled.truncated,
+        "fingerprint": run.splits.train.fingerprint(),
+    }
+    if stream:  # the beginning alone is known before
+        train |= {"n": stream["examples"], "tokens": stream["tokens"], "truncated": stream["truncated"]}
+        train["fingerprint"] = f"stream that begins with {train['fingerprint']}"
     facts: dict[str, object] = {
         "source": str(run.task.source),
-        "train": {
-            "n": len(run.splits.train),
-            "tokens": int(texts.labelled.lengths.sum()),
-            "truncated": texts.labelled.truncated,
-            "fingerprint": run.splits.train.fingerprint(),
-        },
+        "train": train,
         "watched": {"n": len(run.splits.watched), "from": run.watched_word},
         "reported": {
             split: {
@@ -401,14 +410,25 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 
+def _describe_stream(stream: Mapping[str, Any]) -> str:
+    """Say how much of a stream was read, and what was cut, left out or blank in its first pass."""
+    passes = stream["passes"]
+    said = f"stream: {stream['read']:,} rows were read, in {passes} pass{'es' * (passes > 1)}"
+    kinds = {"truncated": "examples were cut", "passed_over": "were left out", "blank": "have a blank text"}
+    return "; ".join([said, *(f"{stream[name]:,} {kind}" for name, kind in kinds.items() if stream[name])])
+
+
 def _memory_facts(run: PreparedRun, device: torch.device) -> dict[str, int]:
     """The run's measured and predicted peak of memory, in bytes, as far as they are known."""
     facts = {"peak": peak_memory(device), "predicted": run.memory.total if run.memory is not None else None}
     return {name: size for name, size in facts.items() if size is not None}
 
 
-def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Accelerator) -> dict[str, object]:
+def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Accelerator) -> dict[str, Any]:
     best = run.recipe.train.select == "best"
+    stream = rows_read(progress.stream)
+    if stream:
+        stream["checked"] = first_place(run.task, run.splits.train).rows
     return {
         "ranks": accelerator.num_processes,
         "steps": progress.step,
@@ -418,5 +438,6 @@ def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Acceler
         "seconds": progress.seconds,
         **({"sampled_tokens": progress.sampled} if progress.sampled else {}),
         **progress.speed,
+        **({"stream": stream} if stream else {}),
         "terms": progress.parts,
     }

@@ -36,7 +36,8 @@ from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RunRecord
 from kdalign.stopwatch import Stopwatch
-from kdalign.training.loop import Trainer, start_trackers
+from kdalign.training.loop import Trainer
+from kdalign.training.trackers import start_trackers
 
 BLOCK = 32
 """Steps after which each task has had its share."""

@@ -30,7 +30,8 @@ from kdalign.runs.integrity import read_checked
 from kdalign.runs.locks import exclusive
 from kdalign.runs.record import RunRecord
 from kdalign.stopwatch import Stopwatch
-from kdalign.training.loop import start_trackers, train
+from kdalign.training.loop import train
+from kdalign.training.trackers import start_trackers
 
 
 def distill(

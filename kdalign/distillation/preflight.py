@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks
+from kdalign.data.tasks.segments import first_place
 from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.memory import training_device
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
@@ -59,6 +60,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     theirs = run.teacher.config if run.teacher is not None else None
     both = [(teacher_role(number), teacher.config) for number, teacher in enumerate(run.teachers)]
     both.append(("student", student))
+    yield from _stream(run)
     if len(run.teachers) > 1:
         yield _combined(run)
     if theirs is not None:
@@ -88,6 +90,17 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
         yield _memory(run.memory, training_device(run.recipe))
     yield from _room(run, student)
     yield from _cache()
+
+
+def _stream(run: PreparedRun) -> Iterator[Finding]:
+    """Say what a run sees of a stream before it trains."""
+    held = run.recipe.data.held_rows
+    if held is None:
+        return
+    said = f"train is read {held:,} rows at a time, which are shuffled among themselves"
+    rows = first_place(run.task, run.splits.train).rows
+    seen = f"checks, leaks, memory, calibration and monitored texts see the first {rows:,} rows alone"
+    yield Finding("stream", f"{said}; {seen if rows == held else f'it has {rows:,} rows'}")
 
 
 def _tokenizers(run: PreparedRun) -> str:
@@ -249,8 +262,6 @@ def _without_effect(run: PreparedRun) -> list[str]:
         found.append("revision is for a teacher, and there is none")
     if not recipe.has_served_teacher and recipe.served != plain.served:
         found.append("served is for a teacher behind an API, openai:NAME")
-    if recipe.data.limit_seed is not None and recipe.data.limit is None and recipe.data.unlabelled_limit is None:
-        found.append("data.limit_seed is for data.limit, which is not given")
     if train.holdout != plain.train.holdout and not train.holds_out:
         found.append("train.holdout is for select: best and patience")
     if recipe.finetune != plain.finetune and not run.finetunes:
@@ -262,6 +273,15 @@ def _without_effect(run: PreparedRun) -> list[str]:
     softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
     if objective.temperature != plain.objective.temperature and not softened:
         found.append("objective.temperature softens alpha, dkd and dist, and all of them have the weight 0")
+    return found + _idle_data_settings(recipe.data, plain.data)
+
+
+def _idle_data_settings(data: DataSettings, plain: DataSettings) -> list[str]:
+    found = []
+    if data.limit_seed is not None and data.limit is None and data.unlabelled_limit is None:
+        found.append("data.limit_seed is for data.limit, which is not given")
+    if data.stream_rows != plain.stream_rows and not data.streaming:
+        found.append("data.stream_rows is for data.streaming=true")
     return found
 
 

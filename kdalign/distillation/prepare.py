@@ -10,13 +10,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.alignment.plan import Plan, ProjectionStyle, read_plan
 from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
-from kdalign.data.tasks import AnyTask, find_task
+from kdalign.data.tasks import AnyTask, task_of
 from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import (
     Finding,
     check_lora,
     check_models,
     check_on_policy,
+    check_streaming,
     check_task,
     check_tokenizers,
     needs_finetuning,
@@ -170,7 +171,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
         UsageError: the first thing that is wrong.
     """
     data = recipe.data
-    task = find_task(data.task[0], data.folder, data.dataset, data.config)
+    task = task_of(data)
     if recipe.has_served_teacher:
         check_served_teacher(recipe, task)
     if recipe.teachers.by is not None:
@@ -181,6 +182,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     adapter = _find_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
+    check_streaming(recipe, adapter, teachers)
     tokenizers = student.tokenizers()
     check_teachers(recipe, adapter, teachers)
     readers = find_readers(teachers, tokenizers, adapter.predicts_tokens)

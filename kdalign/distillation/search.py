@@ -174,7 +174,7 @@ def _write_slices(ablation: AblationSpec, folder: Path) -> None:
 
     for trial in {trial.task: trial for trial in ablation.trials(Path("runs"))}.values():
         data = trial.recipe.data
-        task = find_task(trial.task, data.folder, data.dataset, data.config)
+        task = find_task(trial.task, data.folder, data.dataset, data.config, data.held_rows)
         if not isinstance(task, ClassificationTask) or trial.task.endswith((".yaml", ".yml")):
             raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
         train, _ = training_examples(adapter_for(task, "masked", data.max_length, "none"), trial.recipe)

@@ -54,11 +54,13 @@ def load_splits(adapter: TaskAdapter, recipe: Recipe) -> RunSplits:
 
 
 def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
-    """Read the rows to train on, and the monitored slice of train.
+    """Read all rows to train on, and the monitored slice of train.
 
     Raises:
-        UsageError: no such data, or none with labels for a task that needs them.
+        UsageError: no such data, none with labels for a task that needs them, or a stream.
     """
+    if recipe.data.streaming:
+        raise UsageError("it needs all rows of train, which the run reads as a stream (data.streaming=true)")
     return _split_train(_load_train(adapter), recipe)
 
 

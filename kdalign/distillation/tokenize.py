@@ -194,7 +194,11 @@ def with_augmentation(
 def tokenize_for_training(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
-    """Tokenize rows to train on; those of each of several teachers by themselves, so that no row is of two."""
+    """Tokenize rows to train on; those of each of several teachers by themselves, so that no row is of two.
+
+    Tokens of a stream are not kept for other runs: it may be larger than the disk.
+    """
+    streamed = run.recipe.data.streaming
 
     def tokenize(rows: Examples) -> TokenizedSplit:
         if run.readers:
@@ -202,8 +206,12 @@ def tokenize_for_training(
         if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
             both, configs = (tokenizer, run.tokenizers.teacher), (config, run.teacher.config)
             dual = partial(run.adapter.tokenize_dual, tokenizers=both, configs=configs)
+            if streamed:
+                return dual(rows)
             return keep_tokens(run.adapter, rows, list(zip(both, configs, strict=True)), False, dual)
         single = partial(run.adapter.tokenize, tokenizer=tokenizer, config=config, scored=False)
+        if streamed:
+            return single(rows)
         return keep_tokens(run.adapter, rows, [(tokenizer, config)], False, single)
 
     taught_by = row_teachers(run.recipe, examples)

@@ -12,6 +12,7 @@ from kdalign.data.tasks import (
     find_task,
     load_examples,
     load_texts,
+    task_of,
 )
 from kdalign.data.tasks.language import FAMILIES
 from kdalign.errors import UsageError
@@ -113,7 +114,8 @@ def _run_target(run: Path, task: str | None, request: EvalRequest, several: bool
         names = (task,) if task else data.task
         has_data = task is not None and task.endswith((".yaml", ".yml")) and _names_data(task)
         source = request if has_data or request.folder is not None or request.dataset is not None else data
-        data = DataSettings(task=names, folder=source.folder, dataset=source.dataset, config=source.config)
+        held = {"streaming": data.streaming, "stream_rows": data.stream_rows} if source is data else {}
+        data = DataSettings(task=names, folder=source.folder, dataset=source.dataset, config=source.config, **held)
     request = replace(request, max_length=request.max_length or recipe.data.max_length)
     checkpoint = checkpoint_files.find_checkpoint(str(run))
     return _local_target(str(run), checkpoint, data, request, several, RunFolder(run))
@@ -135,7 +137,7 @@ def _local_target(
     several: bool,
     run: RunFolder | None = None,
 ) -> LocalTarget:
-    task = find_task(data.task[0], data.folder, data.dataset, data.config)
+    task = task_of(data)
     max_length = request.max_length or data.max_length
     if request.stride is not None and request.stride > max_length:
         raise UsageError(f"--stride {request.stride} is longer than the windows of {name!r}, --max-length {max_length}")
@@ -143,6 +145,9 @@ def _local_target(
     if adapter is not None and adapter.head in (HeadKind.NONE, head_of(checkpoint.config)):
         adapter.check(checkpoint)
     split = request.split or task.evaluation[0]
+    if data.streaming and (split == task.train or request.shots):
+        mend = "leave out --shots, which draws examples from it" if request.shots else "name another split"
+        raise UsageError(f"run {name!r} reads split {task.train!r} as a stream, never as a whole: {mend}")
     if adapter is not None:
         examples = adapter.load_examples(split)
     else:

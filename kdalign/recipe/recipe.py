@@ -141,6 +141,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_streaming(self) -> "Recipe":
+        """Refuse what needs all rows of the training split."""
+        data, train = self.data, self.train
+        if not data.streaming:
+            return self
+        if train.max_steps is None and train.max_tokens is None:
+            raise ValueError("data.streaming=true has no epochs: give --max-steps or --max-tokens")
+        refused = {
+            "--limit draws from all rows of train": data.limit is not None,
+            "--unlabelled joins its texts to all rows of train": data.unlabelled is not None,
+            "data.augment.by=masked-lm writes new texts of all rows first": data.augment.by == "masked-lm",
+            "--select best and --patience hold out a slice of all rows": train.holds_out,
+            "--multi-task divides the steps by the numbers of rows": self.multi_task.together,
+            "teachers.by looks for the rows of each teacher first": self.teachers.by is not None,
+            "a teacher behind an API is asked about all rows first": self.asks_server,
+        }
+        for reason, given in refused.items():
+            if given:
+                raise ValueError(f"data.streaming=true never holds all rows of train, and {reason}: leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _check_grow(self) -> "Recipe":
         grow, first = self.align.grow, self.objective.align_first
         if first and grow > first:
@@ -340,6 +362,8 @@ class Recipe(Section):
             return f"data.augment.by={by} changes rows in every epoch, so that no outputs can be kept"
         if self.align.remap_every is not None:
             return "align.remap_every measures the teacher's layers during training"
+        if self.data.streaming:
+            return "data.streaming=true reads rows that are not known before training"
         return None
 
     def with_changes(self, **changes: object) -> "Recipe":

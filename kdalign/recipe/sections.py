@@ -181,6 +181,12 @@ class DataSettings(Section):
     """Share of an epoch's rows without labels, drawn for each epoch; all of them once per epoch when left out."""
     augment: AugmentSettings = AugmentSettings()
     """Augmentation of the training rows, such as ``{by: cutoff}``."""
+    streaming: bool = False
+    """Read the training split as a stream, ``stream_rows`` rows at a time, so that it is never held or downloaded as a
+    whole. Needs ``train.max_steps`` or ``train.max_tokens``. Checks, calibration and the monitored slice see the first
+    of these segments alone."""
+    stream_rows: int = Field(16_384, ge=2, le=MOST_ROWS)
+    """For ``streaming``: rows of a segment, which are shuffled and batched by length as an epoch of their own."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -195,6 +201,11 @@ class DataSettings(Section):
         if len(set(value)) < len(value):
             raise ValueError("a task is named twice")
         return value
+
+    @property
+    def held_rows(self) -> int | None:
+        """Rows of the training split that are held at a time; None for all."""
+        return self.stream_rows if self.streaming else None
 
 
 LAYER_WEIGHTS = ("uniform", "ramp", "learned", "adaptive")

@@ -144,7 +144,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
         "size": _size(run),
         "data": str(run.task.source),
         "found": run.task.found,
-        "training examples": f"{len(run.splits.train):,}",
+        "training examples": f"{len(run.splits.train):,}" + " in the first segment" * run.recipe.data.streaming,
         "without labels": str(run.splits.unlabelled or ""),
         "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
         "watched": f"{len(run.splits.watched):,} {run.watched_word}",

@@ -27,6 +27,12 @@ def limits_section(card: CardFacts) -> str:
         part = "data with labels" if "unlabelled" in data else "data"
         made = ", without new texts made of them" if "augmented" in data else ""
         found.append(f"Only part of the {part} was used: at most {recipe.data.limit:,} examples of a split{made}.")
+    stream = card.record.training.get("stream")
+    if stream is not None:
+        found.append(
+            f"Training text was read as a stream, {stream['read']:,} rows, passes begun: {stream['passes']}; the "
+            f"checks before the run saw its first {stream['checked']:,} rows."
+        )
     if "unlabelled" in data and data["unlabelled"]["n"] == recipe.data.unlabelled_limit:
         found.append(f"Only part of the text without labels was used: {recipe.data.unlabelled_limit:,} texts.")
     found += _tokenizers(data)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.data.tasks import ClassificationTask, Examples, find_task, load_examples
+from kdalign.data.tasks import ClassificationTask, Examples, load_examples, task_of
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import softmax
@@ -176,7 +176,7 @@ def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
     """Examples now in a run's data folder, with their fingerprint."""
     data = run.recipe.data
     try:
-        task = find_task(data.task[0], data.folder, data.dataset, data.config)
+        task = task_of(data)
         if not isinstance(task, ClassificationTask):
             return None
         examples = load_examples(task, run.split)

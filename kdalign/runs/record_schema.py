@@ -128,6 +128,13 @@ class _Cache(_Shape):
     mean_tails: dict[Text, Amount] = {}
 
 
+class _Stream(_Shape):
+    read: Count
+    passes: Positive
+    segments: Positive
+    checked: Count
+
+
 class _Training(_Shape):
     steps: Count
     examples: Count
@@ -138,6 +145,7 @@ class _Training(_Shape):
     terms: dict[Text, Number | None] = {}
     multi_task: _Together | None = None
     cache: _Cache | None = None
+    stream: _Stream | None = None
 
 
 class _Environment(_Shape):

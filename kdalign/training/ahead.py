@@ -1,4 +1,4 @@
-"""Prepare what the next step needs in a thread while the current one runs."""
+"""Prepare what comes next, a step or a segment of a stream, in a thread while the current one runs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +19,10 @@ class Ahead(Generic[Value]):
         self._compute, self._thread = compute, ThreadPoolExecutor(1, thread_name_prefix="kdalign-next-step")
         self._next: tuple[int, Future[Value]] | None = None
 
+    def begin(self, number: int) -> None:
+        """Begin to compute the first value that will be taken."""
+        self._next = number, self._thread.submit(self._compute, number)
+
     def take(self, number: int) -> Value:
         """Return a value, and begin to compute the one after it.
 
@@ -31,7 +35,7 @@ class Ahead(Generic[Value]):
             known = number, self._thread.submit(self._compute, number)
         self._next = None
         value = known[1].result()
-        self._next = number + 1, self._thread.submit(self._compute, number + 1)
+        self.begin(number + 1)
         return value
 
     def close(self) -> None:

@@ -46,6 +46,7 @@ class TrainState:
         sampled: tokens that the student sampled in on-policy steps.
         sampling_seconds: part of ``seconds`` in which it did so.
         watch: numbers by which later samples are judged.
+        stream: place of the last step in a stream; empty for data that is held as a whole.
     """
 
     step: int = 0
@@ -62,6 +63,7 @@ class TrainState:
     sampled: int = 0
     sampling_seconds: float = 0.0
     watch: dict[str, float] = field(default_factory=dict)
+    stream: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.courses = {  # as read from JSON, or copied by asdict

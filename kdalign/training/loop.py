@@ -26,12 +26,12 @@ from kdalign.data.batches import Batch
 from kdalign.data.epochs import total_steps
 from kdalign.devices import on_first_rank
 from kdalign.environment import trim_heap
-from kdalign.errors import Interrupted, NotFinite, RunError
+from kdalign.errors import Interrupted, NotFinite, RunError, UsageError
 from kdalign.models.architecture import first_non_finite
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
-from kdalign.recipe import Recipe, TrainSettings
+from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
 from kdalign.signals import first_signal
@@ -45,13 +45,14 @@ from kdalign.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from kdalign.training.diagnostics import count_step_units, find_small_shares, gradient_norms, measure_terms
+from kdalign.training.diagnostics import count_step_units, gradient_norms, measure_terms
 from kdalign.training.diverged import or_fp32
 from kdalign.training.optimizer import learning_rate, make_optimizer
+from kdalign.training.row_order import begins_again
 from kdalign.training.run_length import MOST_TIMES, length_of
 from kdalign.training.step import Stepper, settings_of_steps
 from kdalign.training.step_reports import StepReporter, history_event
-from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask
+from kdalign.training.task_trainer import Evaluate, StepData, TaskTrainer, TrainTask, announce_small_terms
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system; its pieces of every size would grow to many gigabytes."""
@@ -59,13 +60,6 @@ GRADIENT_STEPS = 200
 """Steps between measurements of each term's own gradient."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds of training between checkpoints, if no number of steps is set."""
-
-
-def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Start the recipe's trackers with its values as their configuration."""
-    if recipe.train.trackers:
-        config = {key: value for key, value in recipe.flat().items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("kdalign", config=config)
 
 
 def train(
@@ -125,7 +119,7 @@ class Trainer:
             observer: receives progress.
         """
         self.turns, self.several = turns, len(tasks) > 1
-        self.length = length_of(settings, len(turns), tasks[0].encoded, tasks[0].on_policy)
+        self.length = length_of(settings, len(turns), tasks[0].encoded, tasks[0].on_policy, tasks[0].stream is not None)
         self.settings, self.accelerator, self.folder, self.observer = settings, accelerator, folder, observer
         assert not (self.several and settings.holds_out), "checked: several tasks have no best step"
         # A single learner is not put into a list, so that names in checkpoints have no prefix.
@@ -155,7 +149,7 @@ class Trainer:
         finally:
             for trainer in self.trainers:
                 trainer.close()
-        self._announce_small_terms()
+        announce_small_terms(self.trainers, self.observer)
         if self.settings.select == "best":
             self.accelerator.wait_for_everyone()
             load_best(self.folder, self.module, self.progress)
@@ -196,6 +190,7 @@ class Trainer:
         """Take all remaining steps, monitoring and saving between them."""
         progress, length = self.progress, self.length
         for trainer in self.trainers:
+            trainer.go_to(progress.stream)
             self._enter_stage(trainer)
         if progress.plan:
             self.trainers[0].follow(Plan.from_json(progress.plan))
@@ -256,17 +251,6 @@ class Trainer:
                 f"first (on_policy.after), or give --max-steps"
             )
 
-    def _announce_small_terms(self) -> None:
-        """Announce terms that were a tiny share of the loss in the last steps, unless a schedule made them so."""
-        for trainer in self.trainers:
-            suffix = f" of {trainer.task.name}" if self.several else ""
-            for name, share in find_small_shares(list(trainer.shares)).items():
-                if trainer.objective.scheduled_by(name) is None:
-                    self.observer.announce(
-                        f"{name} is only {share:.2%} of the loss{suffix} at the end: give it a larger weight, or "
-                        f"objective.balance=size"
-                    )
-
     def _enter_stage(self, trainer: TaskTrainer) -> None:
         """Minimise the objective of the next step's stage; parameters that no task reaches need no gradient."""
         if trainer.begin(self.length.place(self.progress).done):
@@ -285,10 +269,10 @@ class Trainer:
         trainer = self.trainers[turn]
         self._enter_stage(trainer)
         balance = trainer.task.learner.balance
-        rows, batches = trainer.micro_batches(self.taken[turn])
-        lr = self._set_learning_rate(place)
+        data, lr = self._read_data(trainer, self.taken[turn]), self._set_learning_rate(place)
+        batches = data.batches
         planned, viewer = trainer.objective.at(place.progress), trainer.viewer
-        own = trainer.on_policy_step(rows, batches, step, place)
+        own = trainer.on_policy_step(data, step, place)
         if own is not None:
             own.sample(trainer.task.learner, self.progress)
             batches, viewer = own.batches, own.viewer
@@ -306,7 +290,7 @@ class Trainer:
         if (step + 1) % MEMORY_STEPS == 0:
             trim_heap()
         samples = None if own is None else own.watch(self.progress)
-        spent = len(rows), int(result.units[Unit.TOKEN]), time.perf_counter() - begun, result.parts
+        spent = len(data.rows), int(result.units[Unit.TOKEN]), time.perf_counter() - begun, result.parts
         self.progress.add(*spent)
         if self.several:
             self.progress.of(trainer.task.name).add(*spent)
@@ -320,6 +304,24 @@ class Trainer:
             samples.announce(self.observer, self.progress.step)
         self._remap(trainer)
         return result.stop
+
+    def _read_data(self, trainer: TaskTrainer, number: int) -> StepData:
+        """Read what the next step trains on.
+
+        Raises:
+            RunError: a row of a stream cannot be used; the steps before it are saved.
+        """
+        try:
+            data = trainer.data_of(number)
+        except UsageError as error:
+            self._save()
+            raise RunError(f"{error}; {self.length.describe(self.progress)} is saved (--resume goes on)") from None
+        if begins_again(self.progress.stream, data.state):
+            self.observer.announce(
+                f"the stream has ended after {self.progress.stream['read']:,} rows, and begins again"
+            )
+        self.progress.stream = data.state
+        return data
 
     def _set_learning_rate(self, place: Place) -> float:
         lr = learning_rate(self.settings, place)

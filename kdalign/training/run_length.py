@@ -1,4 +1,4 @@
-"""Length of a training run: a number of steps, or the tokens that are trained if the student writes some itself."""
+"""Length of a training run: a number of steps, or the tokens that are trained if these are not known before."""
 
 import math
 from dataclasses import dataclass
@@ -17,18 +17,19 @@ MOST_TIMES = 20
 class RunLength:
     """Length of a run.
 
-    How many tokens a step on samples trains is known once they are written. So a place in a run with a budget of tokens
-    is a function of the tokens trained so far, which a checkpoint holds, and in any other run of the step.
+    How many tokens a step on samples trains is known once they are written, of a stream once it is read. So a place in
+    a run with a budget of tokens is a function of the tokens trained so far, which a checkpoint holds, and in any other
+    run of the step.
 
     Attributes:
         steps: number of steps; with ``tokens`` as many as the rows' own tokens would take.
         tokens: tokens to train; None if the number of steps decides.
-        most_steps: most steps that ``tokens`` may take.
+        most_steps: most steps that ``tokens`` may take; None for any number.
     """
 
     steps: int
     tokens: int | None = None
-    most_steps: int = 0
+    most_steps: int | None = None
 
     @property
     def total(self) -> int:
@@ -47,7 +48,7 @@ class RunLength:
 
     def is_given_up(self, state: TrainState) -> bool:
         """Return whether samples are so short that the tokens are out of reach."""
-        return self.tokens is not None and state.step >= self.most_steps and not self.is_reached(state)
+        return self.most_steps is not None and state.step >= self.most_steps and not self.is_reached(state)
 
     def tokens_left(self, state: TrainState) -> int | None:
         """Tokens to train; None if the number of steps decides."""
@@ -65,7 +66,9 @@ class RunLength:
         return f"step {state.step} ({state.tokens:,} of {self.tokens:,} tokens)"
 
 
-def length_of(settings: TrainSettings, steps: int, encoded: TokenizedSplit, on_policy: OnPolicy | None) -> RunLength:
+def length_of(
+    settings: TrainSettings, steps: int, encoded: TokenizedSplit, on_policy: OnPolicy | None, streamed: bool = False
+) -> RunLength:
     """Return the length of a run.
 
     Args:
@@ -73,8 +76,11 @@ def length_of(settings: TrainSettings, steps: int, encoded: TokenizedSplit, on_p
         steps: number of steps, by the tokens of rows.
         encoded: the training examples.
         on_policy: steps on the student's own texts; None if there are none.
+        streamed: true if ``encoded`` is the first segment of a stream.
     """
-    if on_policy is None or settings.max_tokens is None:
+    if settings.max_tokens is None or (on_policy is None and not streamed):
         return RunLength(steps)
+    if on_policy is None:
+        return RunLength(steps, settings.max_tokens)
     fold = max(1.0, float(encoded.lengths.mean()) / on_policy.sampling.new_tokens)
     return RunLength(steps, settings.max_tokens, math.ceil(MOST_TIMES * fold * steps))

@@ -48,7 +48,7 @@ class StepReporter:
         return StepReport(
             step=progress.step,
             steps=self.length.expected_steps(progress),
-            epoch=progress.step / self.epoch_size,
+            epoch=progress.stream["passes"] if progress.stream else progress.step / self.epoch_size,
             loss=result.loss,
             parts=result.parts,
             weights=objective.weights if weights_change else {},

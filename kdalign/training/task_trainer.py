@@ -1,5 +1,6 @@
 """Training setup of one task, and its state during training: the current stage and position in the examples."""
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +15,20 @@ from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
-from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.epochs import micro_batches, steps_per_epoch
 from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.errors import RunError
 from kdalign.objective.objective import Objective
+from kdalign.observer import Observer
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
 from kdalign.teachers.base import Teacher
 from kdalign.training.ahead import Ahead
-from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
+from kdalign.training.diagnostics import StepViewer, Teach, find_small_shares, freeze_unreached
 from kdalign.training.learner import Learner
 from kdalign.training.on_policy import OnPolicy, OnPolicyStep
+from kdalign.training.row_order import EpochOrder, RowOrder, SegmentOrder, SegmentSource
 
 SHARE_STEPS = 200
 """Number of a task's last steps over which the shares of its terms are averaged."""
@@ -96,6 +100,7 @@ class TrainTask:
         remapping: how layer maps are measured again; None if they stay, as with several tasks.
         on_policy: steps on the student's own texts; None if there are none.
         check_start: looks at the student's scores before the first step, and may refuse the run; None if nothing does.
+        stream: reads the segments of a stream, of which ``encoded`` is the first; None for epochs over ``encoded``.
     """
 
     name: str
@@ -108,6 +113,24 @@ class TrainTask:
     remapping: Remapping | None = None
     on_policy: OnPolicy | None = None
     check_start: Callable[[WatchedScores], None] | None = None
+    stream: SegmentSource | None = None
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What a step trains on.
+
+    Attributes:
+        encoded: the rows that its own are of.
+        rows: numbers of its rows, over all ranks.
+        batches: this rank's micro-batches of them.
+        state: what a checkpoint keeps of the place in the data, beside the number of the step.
+    """
+
+    encoded: TokenizedSplit
+    rows: list[int]
+    batches: list[Batch]
+    state: dict[str, Any]
 
 
 def prepares_ahead(device: torch.device) -> bool:
@@ -144,8 +167,8 @@ class TaskTrainer:
             task.encoded.lengths, settings.batch_size, settings.batch_tokens, task.encoded.mixture
         )
         self.shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
-        self._begun, self._epoch = -1, -1
-        self._batches: Sequence[list[int]] = ()
+        self._begun = -1
+        self._order: RowOrder = EpochOrder(task.encoded, settings)
         self._ahead = Ahead(self._collate) if prepares_ahead(accelerator.device) else None
 
     @property
@@ -200,39 +223,68 @@ class TaskTrainer:
         self.wrapped = accelerator.prepare_model(learner)
         return True
 
-    def micro_batches(self, number: int) -> tuple[list[int], list[Batch]]:
-        """The rows of the task's step of this number, and this rank's micro-batches of them."""
-        return self._collate(number) if self._ahead is None else self._ahead.take(number)
+    def go_to(self, state: dict[str, Any]) -> None:
+        """Go to the place in the data at which a run stopped, or to the beginning by an empty state.
+
+        Raises:
+            UsageError: the data is another one now.
+        """
+        if self.task.stream is not None:
+            self._order = SegmentOrder(self.task.stream, self.settings, state)
+
+    def data_of(self, number: int) -> StepData:
+        """The data of the task's step of this number.
+
+        Raises:
+            UsageError: a row of a stream that cannot be used.
+            RunError: ranks read other rows of a stream.
+        """
+        data = self._collate(number) if self._ahead is None else self._ahead.take(number)
+        if data.state and self.accelerator.num_processes > 1:
+            self._check_ranks(data)
+        return data
+
+    def _check_ranks(self, data: StepData) -> None:
+        """Compare the rows of all ranks, each of which reads the stream by itself."""
+        seen = zlib.crc32(repr((data.state, data.rows)).encode())
+        everywhere = self.accelerator.gather(torch.tensor([seen], device=self.accelerator.device))
+        if len(everywhere.unique()) > 1:
+            raise RunError(
+                f"the ranks read other rows of {self.task.name}: a split that changes while it is read can only be "
+                f"trained on by one process"
+            )
 
     def close(self) -> None:
-        """End the thread that prepares the next step."""
+        """End the threads that prepare the next step and the next segment."""
         if self._ahead is not None:
             self._ahead.close()
+        self._order.close()
 
-    def _collate(self, number: int) -> tuple[list[int], list[Batch]]:
-        settings, encoded = self.settings, self.task.encoded
-        if number // self.epoch_size != self._epoch:
-            self._epoch = number // self.epoch_size
-            self._batches = epoch_batches(
-                encoded.lengths,
-                settings.batch_size,
-                settings.seed,
-                self._epoch,
-                settings.batch_tokens,
-                encoded.mixture,
-            )
-        rows = self._batches[number % self.epoch_size]
+    def _collate(self, number: int) -> StepData:
+        settings, found = self.settings, self._order.at(number)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        draw = (settings.seed, self._epoch)
-        batches = micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
+        draw = (settings.seed, found.epoch)
+        batches = micro_batches(found.encoded, found.rows, rank, ranks, settings.micro_batch, draw)
         device = self.accelerator.device
-        return rows, [batch.pinned(device) for batch in batches] if device.type == "cuda" else batches
+        if device.type == "cuda":
+            batches = [batch.pinned(device) for batch in batches]
+        return StepData(found.encoded, found.rows, batches, self._order.state_at(number))
 
-    def on_policy_step(
-        self, rows: Sequence[int], batches: Sequence[Batch], step: int, place: Place
-    ) -> OnPolicyStep | None:
+    def on_policy_step(self, data: StepData, step: int, place: Place) -> OnPolicyStep | None:
         """The on-policy step on these rows; None for a step on data."""
-        on_policy, encoded = self.task.on_policy, self.task.encoded
+        on_policy = self.task.on_policy
         if on_policy is None or not on_policy.is_due(step, place):
             return None
-        return OnPolicyStep(on_policy, self.viewer, encoded, rows, batches)
+        return OnPolicyStep(on_policy, self.viewer, data.encoded, data.rows, data.batches)
+
+
+def announce_small_terms(trainers: Sequence[TaskTrainer], observer: Observer) -> None:
+    """Announce terms that were a tiny share of the loss in the last steps, unless a schedule made them so."""
+    for trainer in trainers:
+        suffix = f" of {trainer.task.name}" if len(trainers) > 1 else ""
+        for name, share in find_small_shares(list(trainer.shares)).items():
+            if trainer.objective.scheduled_by(name) is None:
+                observer.announce(
+                    f"{name} is only {share:.2%} of the loss{suffix} at the end: give it a larger weight, or "
+                    f"objective.balance=size"
+                )

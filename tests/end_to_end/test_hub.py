@@ -341,3 +341,18 @@ def test_shipped_tasks_find_their_pairs_on_the_hub(python):
     assert found["multi30k"] == [text, text.upper(), 8, "de"]
     text = sentences(6, 1)[0][0]
     assert found["wmt14"] == [text.upper(), text, 6, "en"]
+
+
+def test_a_streamed_split_gives_the_student_of_the_same_rows_in_a_folder(distill, hub, tmp_path):
+    whole = ("--max-steps", "8", "--batch-size", "16", "--no-profile")
+    stream = (*whole, "--set", "data.streaming=true", "--set", "data.stream_rows=40")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number, (split, n) in enumerate(ROWS.items()):
+        texts, labels = sentences(n, number)
+        pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(folder / f"{split}.parquet")
+    for out, more in (("hub", ()), ("folder", ("--data", folder))):
+        done = distill(tmp_path / out, *stream, *more)
+        assert done.returncode == 0, done.stderr
+        assert record_of(tmp_path / out)["training"]["stream"]["read"] == 96 + 40
+    assert sha256(tmp_path / "hub/student/model.safetensors") == sha256(tmp_path / "folder/student/model.safetensors")

@@ -5,7 +5,7 @@ from kdalign.data.tasks.glue import GLUE, write_submission
 from kdalign.data.tasks.holdout import hold_out
 from kdalign.data.tasks.language import LanguageTask, load_texts
 from kdalign.data.tasks.loading import load_examples
-from kdalign.data.tasks.lookup import AnyTask, check_named, find_task
+from kdalign.data.tasks.lookup import AnyTask, check_named, find_task, task_of
 from kdalign.data.tasks.prompts import PromptedExample, prompt_examples, prompt_template
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 from kdalign.data.tasks.unlabelled import UnlabelledSource, unlabelled_texts
@@ -27,6 +27,7 @@ __all__ = [
     "load_texts",
     "prompt_examples",
     "prompt_template",
+    "task_of",
     "unlabelled_texts",
     "write_submission",
 ]

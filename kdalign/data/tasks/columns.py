@@ -170,7 +170,9 @@ def parse_number(cell: object) -> float | None:
         return math.inf
 
 
-def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool = True) -> np.ndarray[Any, Any]:
+def parse_numbers(
+    cells: Sequence[object], where: str, column: str, finite: bool = True, first: int = 0
+) -> np.ndarray[Any, Any]:
     """Parse cells that are numbers, or the text of one, as float64.
 
     Args:
@@ -178,6 +180,7 @@ def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool
         where: name of the table, for error lines.
         column: its name.
         finite: refuse infinities and NaN, too.
+        first: number of the first cell's row.
 
     Raises:
         UsageError: a cell that is not a number, or not finite; the line names the row.
@@ -186,7 +189,7 @@ def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool
     for row, value in enumerate(found):
         if value is None or (finite and not math.isfinite(value)):
             raise UsageError(
-                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a "
+                f"{where}: row {first + row} has {describe_cell(cells[row])} in column {column!r}, where a "
                 f"{'finite ' if value is not None else ''}number is expected"
                 + ("; write its decimals after a point" if value is None and has_comma(cells[row]) else "")
             )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
 _MOST_CLASSES = 100
+TRAIN = "train"
+"""Split that a task is inferred from."""
 
 
 def infer_task(source: DataSource) -> ClassificationTask:
@@ -34,7 +36,7 @@ def infer_task(source: DataSource) -> ClassificationTask:
     Raises:
         UsageError: columns or classes that cannot be inferred, or no split to score on.
     """
-    table = load_table(source, "train")
+    table = load_table(source, TRAIN)
     where = f"{source}, split 'train'"
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
+def read_labels(
+    task: ClassificationTask, table: "pd.DataFrame", where: str, first: int = 0
+) -> np.ndarray[Any, Any] | None:
     """Read labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column).
 
-    A number written as text counts as the number.
+    A number written as text counts as the number. ``first`` is the number of the table's first row, for error lines.
     """
     if task.label not in table.columns:
         near = [str(name) for name in table.columns if str(name).strip().lower() == task.label.lower()]
@@ -39,13 +41,13 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
     if missing:
         if len(missing) == len(cells):
             return None
-        raise UsageError(f"{where}: row {missing[0]} has no label in {task.label!r}")
-    kinds = check_kinds(cells, where, task.label)
+        raise UsageError(f"{where}: row {first + missing[0]} has no label in {task.label!r}")
+    kinds = check_kinds(cells, where, task.label, first)
     named = _numeric_names(task)
     if {parse_number(cell) for cell in cells} == {-1.0} and -1 not in named:
         return None
     if task.regression:
-        return parse_numbers(cells, where, task.label)
+        return parse_numbers(cells, where, task.label, first=first)
     if kinds == {"truth"}:
         if len(task.labels) != 2:
             raise UsageError(
@@ -53,8 +55,8 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
             )
         return np.array(cells, dtype=np.int64)
     if kinds <= {"text", "digits"}:
-        return _read_names(task, cells, where)
-    return _read_numbers(task, cells, named, where)
+        return _read_names(task, cells, where, first)
+    return _read_numbers(task, cells, named, where, first)
 
 
 class LabelCells:
@@ -103,8 +105,8 @@ def _sort_of_score(value: float | None) -> str:
     return "unknown" if value == -1 else "score"
 
 
-def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
-    """Check that labels are of one kind: text, numbers or truth values.
+def check_kinds(cells: Sequence[object], where: str, column: str, first: int = 0) -> set[Kind]:
+    """Check that labels, the first of them in row ``first``, are of one kind: text, numbers or truth values.
 
     Raises:
         UsageError: a label of another kind than the first, or of none; the line names both.
@@ -112,16 +114,14 @@ def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
     kinds = [cell_kind(cell) for cell in cells if not is_missing(cell)]
     rows = [row for row, cell in enumerate(cells) if not is_missing(cell)]
     for row, kind in zip(rows, kinds, strict=True):
+        if kind != "other" and _ALIKE[kind] == _ALIKE[kinds[0]]:
+            continue
+        has = f"{where}: row {first + row} has {describe_cell(cells[row])} in column {column!r}"
         if kind == "other":
-            raise UsageError(
-                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a label is expected "
-                "(accepted: text, or numbers)"
-            )
-        if _ALIKE[kind] != _ALIKE[kinds[0]]:
-            raise UsageError(
-                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, and row {rows[0]} "
-                f"{describe_cell(cells[rows[0]])}: labels are all text, or all numbers"
-            )
+            raise UsageError(f"{has}, where a label is expected (accepted: text, or numbers)")
+        raise UsageError(
+            f"{has}, and row {first + rows[0]} {describe_cell(cells[rows[0]])}: labels are all text, or all numbers"
+        )
     return set(kinds)
 
 
@@ -133,26 +133,26 @@ def _numeric_names(task: ClassificationTask) -> dict[float, int]:
     return {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
 
 
-def _read_names(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
+def _read_names(task: ClassificationTask, cells: Sequence[Any], where: str, first: int) -> np.ndarray[Any, Any]:
     """Read labels that are text: names, or the text of numbers."""
     numbers = {normalise_label(name): number for number, name in enumerate(task.labels)}
     encoded = [numbers.get(normalise_label(name), -1) for name in cells]
     if -1 not in encoded:
         return np.array(encoded, dtype=np.int64)
     if all(cell_kind(cell) == "digits" for cell in cells):
-        return _read_numbers(task, cells, _numeric_names(task), where)
+        return _read_numbers(task, cells, _numeric_names(task), where, first)
     if len(task.labels) == 2 and {normalise_label(name) for name in cells} <= {"false", "true"}:
         return np.array([normalise_label(name) == "true" for name in cells], dtype=np.int64)
     wrong = [row for row, number in enumerate(encoded) if number == -1]
     row = next((row for row in wrong if cell_kind(cells[row]) != "digits"), wrong[0])
-    raise unknown(f"label in row {row} of {where}:", str(cells[row]), task.labels)
+    raise unknown(f"label in row {first + row} of {where}:", str(cells[row]), task.labels)
 
 
 def _read_numbers(
-    task: ClassificationTask, cells: Sequence[object], named: Mapping[float, int], where: str
+    task: ClassificationTask, cells: Sequence[object], named: Mapping[float, int], where: str, first: int
 ) -> np.ndarray[Any, Any]:
     """Read labels that are numbers: names of the task's labels, or places in their order."""
-    values = parse_numbers(cells, where, task.label)
+    values = parse_numbers(cells, where, task.label, first=first)
     if len(named) < len(task.labels):
         named = {float(number): number for number in range(len(task.labels))}
     numbered = [named.get(value, -1) for value in values.tolist()]
@@ -162,7 +162,7 @@ def _read_numbers(
     allowed = ", ".join(f"{value:g} {task.labels[number]}" for value, number in named.items())
     from_one = values.min() == 1 and values.max() == len(task.labels) and 0 in named
     raise UsageError(
-        f"{where}: label {values[row]:g} in row {row} is not one of task {task.name!r} (accepted: {allowed})"
+        f"{where}: label {values[row]:g} in row {first + row} is not one of task {task.name!r} (accepted: {allowed})"
         + ("; these labels are counted from 1, and classes from 0" if from_one else "")
     )
 

@@ -334,16 +334,27 @@ def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
     where = f"{task.source}, split {split!r}"
     if not len(table):
         raise UsageError(f"{where} has no rows")
-    texts = _read_columns(task, table, where)
+    examples = read_rows(task, split, table)
+    if not len(examples):
+        raise UsageError(f"{where} has no text: every document is empty")
+    return examples
+
+
+def read_rows(task: LanguageTask, split: str, table: "pd.DataFrame", first: int = 0) -> Examples:
+    """Read and check some rows of a split, of which the first has this number; none of them may have a word.
+
+    Raises:
+        UsageError: as of ``load_texts``, but for a split without text.
+    """
+    where = f"{task.source}, split {split!r}"
+    texts = _read_columns(task, table, where, first)
     origins = read_origins(table, task.source, where, needed=split == task.train)
     if task.kind == "chat":
         return Examples(split, texts, None, origins=origins)
     if task.pairs:
-        return Examples(split, texts, None, references=_references(task, table, where), origins=origins)
+        return Examples(split, texts, None, references=_references(task, table, where, first), origins=origins)
     every = [text for column in texts for text in column]
     kept = tuple(text for text in every if not is_blank(text))
-    if not kept:
-        raise UsageError(f"{where} has no text: every document is empty")
     kept_origins = (
         tuple(origin for text, origin in zip(every, origins * len(texts), strict=True) if not is_blank(text))
         if origins
@@ -365,8 +376,8 @@ def _read_columns(task: LanguageTask, table: "pd.DataFrame", where: str, first: 
     return texts
 
 
-def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
-    """Reference texts of each row, without repetition; empty if the target is the only one.
+def _references(task: LanguageTask, table: "pd.DataFrame", where: str, first: int) -> tuple[tuple[str, ...], ...]:
+    """Reference texts of each row from number ``first`` on, without repetition; empty if the target is the only one.
 
     A row may have fewer than another: missing and blank cells are left out.
     """
@@ -381,11 +392,11 @@ def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[
                 if is_missing(text):
                     continue
                 if not isinstance(text, str):
-                    raise not_text_error(text, f"{where}: row {row}", column)
+                    raise not_text_error(text, f"{where}: row {first + row}", column)
                 if not is_blank(text):
-                    known[check_text(text, f"{where}: row {row}", column)] = None
+                    known[check_text(text, f"{where}: row {first + row}", column)] = None
         if not known:
-            raise UsageError(f"{where}: row {row} has no reference in {', '.join(task.references)}")
+            raise UsageError(f"{where}: row {first + row} has no reference in {', '.join(task.references)}")
         rows.append(tuple(known))
     return tuple(rows)
 

@@ -100,12 +100,14 @@ class LargeSplit:
 
 
 def find_large_split(source: DataSource, split: str, formats: Sequence[str]) -> LargeSplit | None:
-    """Find a split whose files are large; None for others, and for rows that are told apart by where they are from.
+    """Find a split whose files are large.
+
+    None for others, for rows that are told apart by where they are from, and for streams.
 
     Raises:
         UsageError: several files could be the split, or shards are missing.
     """
-    if source.folder is None or source.by is not None or not source.folder.is_dir():
+    if source.folder is None or source.by is not None or split == source.streamed or not source.folder.is_dir():
         return None
     files = split_files(source.folder, split, formats)
     if sum(file.stat().st_size for file in files) < LARGE:

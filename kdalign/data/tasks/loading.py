@@ -1,19 +1,21 @@
 """Load a split from a folder of files or from the hub, and check it before any model is loaded."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdalign.data.delimited import NotInParts
-from kdalign.data.split_files import available_splits, split_files, unreadable_files
-from kdalign.data.tables import FORMATS, TEXT_FORMATS, file_format, from_arrow, read_table
+from kdalign.data.split_files import available_splits, require_files, split_files
+from kdalign.data.tables import FORMATS, TEXT_FORMATS, file_format, read_table
 from kdalign.data.tasks.columns import check_column, is_blank, is_missing, read_texts
 from kdalign.data.tasks.examples import Examples
+from kdalign.data.tasks.hub import hub_splits, load_hub_table
 from kdalign.data.tasks.labels import read_labels
 from kdalign.data.tasks.large_splits import find_large_split, map_labelled
+from kdalign.data.tasks.row_stream import STREAM_FORMATS, RowStream
 from kdalign.data.tasks.task import ClassificationTask, DataSource
-from kdalign.errors import Unwritten, UsageError, cause_of, did_you_mean
+from kdalign.errors import Unwritten, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,35 +125,22 @@ def load_table(source: DataSource, split: str, text_files: bool = False) -> "pd.
         source: a folder, or a data set on the hub.
         split: its name.
         text_files: accept ``.txt`` files, too.
+
+    Of a split that is read as a stream, these are the first rows.
     """
+    if split == source.streamed:
+        return RowStream(source, split, text_files).read(source.held)
     if source.folder is None:
-        return _from_hub(source, split)
-    return _from_folder(source.folder, split, TEXT_FORMATS if text_files else FORMATS)
+        return load_hub_table(source, split)
+    return _read_all(require_files(source.folder, split, TEXT_FORMATS if text_files else FORMATS))
 
 
 def split_exists(source: DataSource, split: str) -> bool:
     """Return whether a source has a split."""
     if source.folder is not None:
-        return bool(split_files(source.folder, split, TEXT_FORMATS))
-    import datasets
-
-    with _loading_errors(f"cannot list the splits of data set {source}"):
-        names = datasets.get_dataset_split_names(source.dataset, source.config)
-    return split in names
-
-
-def _from_folder(folder: Path, split: str, formats: Sequence[str]) -> "pd.DataFrame":
-    if not folder.is_dir():
-        raise UsageError(f"no data folder {str(folder)!r}")
-    files = split_files(folder, split, formats)
-    if not files:
-        has = available_splits(folder, formats)
-        raise UsageError(
-            f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
-            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
-            f"{unreadable_files(folder, split, formats)}"
-        )
-    return _read_all(files)
+        formats = STREAM_FORMATS if split == source.streamed else TEXT_FORMATS
+        return bool(split_files(source.folder, split, formats))
+    return split in hub_splits(source)
 
 
 def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
@@ -170,43 +159,3 @@ def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
                 f"{', '.join(tables[0].columns)}"
             )
     return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
-
-
-def _from_hub(source: DataSource, split: str) -> "pd.DataFrame":
-    import datasets
-
-    if not source.dataset:
-        raise UsageError("the task names no data: give --data DIR or --dataset NAME")
-    datasets.disable_progress_bars()
-    with _loading_errors(f"cannot load split {split!r} of data set {source}"):
-        found = datasets.load_dataset(source.dataset, source.config, split=split)
-        rows = found.with_format("arrow")[:]
-    table = from_arrow(rows, f"{source}, split {split!r}")
-    for column, feature in found.features.items():
-        if isinstance(feature, datasets.ClassLabel) and feature.names:
-            names: dict[Any, str] = dict(enumerate(feature.names))
-            numbers = table[column].tolist()
-            table[column] = [None if is_missing(number) else names.get(number, str(number)) for number in numbers]
-    return table
-
-
-@contextmanager
-def _loading_errors(failure: str) -> Iterator[None]:
-    """Turn errors of loading a data set from the hub into one line that starts with ``failure``."""
-    import datasets
-    import yaml
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its HTTP library's
-
-    try:
-        yield
-    except datasets.exceptions.DatasetGenerationError as error:  # says only that there was an error
-        raise UsageError(f"{failure}: {cause_of(error.__cause__ or error)} (or give --data DIR)") from None
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,  # the data set is a script
-        yaml.YAMLError,  # in the data set's card
-        HTTPError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        raise UsageError(f"{failure}: {cause_of(error)} (or give --data DIR)") from None

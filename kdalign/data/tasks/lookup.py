@@ -8,7 +8,7 @@ from string import Formatter
 import yaml
 
 from kdalign.data.tasks.glue import GLUE
-from kdalign.data.tasks.inference import infer_task
+from kdalign.data.tasks.inference import TRAIN, infer_task
 from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
 from kdalign.data.tasks.prompts import default_template
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
@@ -17,7 +17,7 @@ from kdalign.files import check_name
 from kdalign.metrics.classification import GROUPS, expand_groups
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS
-from kdalign.recipe import TASK_FILES
+from kdalign.recipe import TASK_FILES, DataSettings
 from kdalign.recipe.strict_yaml import read_yaml
 
 AnyTask = ClassificationTask | LanguageTask
@@ -46,7 +46,22 @@ _OF_TEXTS = ("references", "language")
 """Keys for tasks whose outputs are texts."""
 
 
-def find_task(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> AnyTask:
+def task_of(data: DataSettings) -> AnyTask:
+    """Find the first task of a recipe; of a training split that is a stream, only the first rows will be loaded.
+
+    Raises:
+        UsageError: as of ``find_task``.
+    """
+    return find_task(data.task[0], data.folder, data.dataset, data.config, data.held_rows)
+
+
+def find_task(
+    name: str,
+    folder: str | None = None,
+    dataset: str | None = None,
+    config: str | None = None,
+    held_rows: int | None = None,
+) -> AnyTask:
     """Find the task of a name, and the source of its data.
 
     Args:
@@ -55,6 +70,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
         folder: a data folder, or the parent of one folder per task name.
         dataset: a data set on the hub instead.
         config: its configuration.
+        held_rows: rows that are held of a training split that is read as a stream; None to read it as a whole.
 
     Raises:
         UsageError: unknown name, unreadable task file, or data from which no task can be inferred.
@@ -63,7 +79,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     if name == INFERRED:
         if folder is None and dataset is None:
             raise UsageError("--task classification is inferred from the data: give --data DIR or --dataset NAME")
-        return infer_task(_source(folder, dataset, config, name))
+        return infer_task(_streamed(_source(folder, dataset, config, name), TRAIN, held_rows))
     language = language_task(name)
     if language is not None:
         if folder is None and dataset is None and language.source == DataSource():
@@ -73,7 +89,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             rest = name.partition(":")[2]
             of = "" if language.columns == (rest,) else rest  # a column's name is not a folder's
             language = replace(language, source=_source(folder, dataset, config, of))
-        return with_columns(language)
+        return with_columns(replace(language, source=_streamed(language.source, language.train, held_rows)))
     if name in GLUE:
         task: AnyTask = GLUE[name]
     else:
@@ -81,8 +97,15 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     if folder is None and dataset is None:
         if task.source == DataSource():
             raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
-        return task
-    return replace(task, source=_source(folder, dataset, config, task.name))
+        source = task.source
+    else:
+        source = _source(folder, dataset, config, task.name)
+    return replace(task, source=_streamed(source, task.train, held_rows))
+
+
+def _streamed(source: DataSource, split: str, held_rows: int | None) -> DataSource:
+    """Return a source whose split is read as a stream, if only some of its rows are held."""
+    return source if held_rows is None else replace(source, streamed=split, held=held_rows)
 
 
 def _shipped() -> dict[str, Path]:

@@ -19,12 +19,16 @@ class DataSource:
         dataset: data set on the hub.
         config: its configuration.
         by: column that says where each row is from; None for rows that are not told apart.
+        streamed: split that is read as a stream; empty for none.
+        held: rows of that split that are held at a time, of which loading it gives the first ones.
     """
 
     folder: Path | None = None
     dataset: str | None = None
     config: str | None = None
     by: str | None = None
+    streamed: str = ""
+    held: int = 0
 
     @property
     def flags(self) -> str:
