@@ -10,6 +10,8 @@ from kdalign.models.architecture import count_parameters, describe, meta_model
 from kdalign.recipe import build_recipe
 from kdalign.training.memory import MemoryPart, MemoryPrediction
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 
 @pytest.fixture(autouse=True)
 def _nothing_counted_yet(monkeypatch):
