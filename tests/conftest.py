@@ -1,8 +1,11 @@
 """Tiny real models and data; shapes of every annotated function are checked while tests run."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from uuid import uuid4
 
 import pytest
@@ -38,6 +41,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kdalign")
 
 
+def pytest_collection_finish() -> None:
+    """Leave libraries and tests, which stay, out of garbage collections: every run makes one."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real checkpoints and data beside a developer's checkout."""
@@ -53,9 +62,44 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()  # which tests that save models would show
 
 
+_MEASURED: dict[tuple[ModuleType, str], object] = {}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where slow tests are left out, shorten what is measured around a run, which takes longer than its few steps.
+
+    Memory is predicted by the formula for what cannot be counted, and models are timed as seldom as slow ones.
+    """
+    if request.config.option.markexpr != "not slow":
+        yield
+        return
+    from kdalign.distillation import memory
+    from kdalign.models import profiling
+
+    def refuse(*_: object) -> None:
+        raise LookupError("not counted in this test")
+
+    shorter = {(memory, "_trace"): refuse, (profiling, "WARM_UP_SECONDS"): 0.0, (profiling, "TURN_SECONDS"): 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), value in shorter.items():
+            _MEASURED[module, name] = getattr(module, name)
+            patch.setattr(module, name, value)
+        yield
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count memory and time models in this test as for a user."""
+    for (module, name), value in _MEASURED.items():
+        monkeypatch.setattr(module, name, value)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
-    torch.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # which is quicker
 
 
 @pytest.fixture(autouse=True)

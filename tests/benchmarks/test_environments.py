@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.environments import MADE, PACKAGES, NotInstalled, Packages, python_of
+from benchmarks.environments import MADE, PACKAGES, NotInstalled, Packages, _install, python_of
 from benchmarks.settings import PEERS
 
 
@@ -32,6 +32,12 @@ def test_an_environment_that_is_as_wanted_is_not_made_again(tmp_path):
     assert [path.name for path in (tmp_path / "trl").iterdir()] == [MADE]
 
 
+def test_what_pip_cannot_install_is_named(tmp_path):
+    with pytest.raises(NotInstalled, match=r"nothing-1-py3"):
+        _install(Path(sys.executable), [f"{tmp_path}/nothing-1-py3-none-any.whl"])
+
+
+@pytest.mark.slow
 def test_a_package_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(PACKAGES, "trl", Packages((f"{tmp_path}/nothing.whl",)))
     with pytest.raises(NotInstalled, match=r"nothing\.whl"):

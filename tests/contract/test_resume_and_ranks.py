@@ -148,14 +148,6 @@ def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
         assert abs(weight - second[name]).max() < 1e-4, name
 
 
-def test_a_run_that_computes_its_layers_again_ends_in_the_same_weights(teacher, data, tmp_path):
-    plain, again = tmp_path / "plain", tmp_path / "again"
-    for out, more in ((plain, ()), (again, ("--set", "train.gradient_checkpointing=true"))):
-        done = run(command(teacher, data, out, "--set", "train.optimizer_state=bf16", *more))
-        assert done.returncode == 0, done.stderr
-    assert (plain / "student/model.safetensors").read_bytes() == (again / "student/model.safetensors").read_bytes()
-
-
 @pytest.mark.slow
 def test_two_ranks_with_little_memory_keep_the_same_weights_as_one_process(teacher, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -54,6 +54,7 @@ def test_nothing_is_measured_where_nothing_is_wanted():
     assert (found.latencies, found.flops) == ([None, None], [None, None])
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(("seconds", "turns"), [(0.001, 25), (0.3, 7), (10.0, 5)])
 def test_slow_models_are_timed_less_often(monkeypatch, seconds, turns):
     """A clock that only a forward moves: 25 turns of a fast model, 2 seconds of a slow one, 5 turns at least."""

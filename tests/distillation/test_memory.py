@@ -15,6 +15,8 @@ from kdalign.recipe import build_recipe
 from kdalign.registry import allow_code
 from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 
 @pytest.fixture
 def run_of(teacher, data, tmp_path):
@@ -70,6 +72,19 @@ def test_recomputed_layers_and_frozen_ones_need_less(run_of, monkeypatch):
     )
     assert again[MemoryPart.ACTIVATIONS] < plain[MemoryPart.ACTIVATIONS] / 2
     assert frozen[MemoryPart.MOMENTS] < plain[MemoryPart.MOMENTS]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("objective.align_first=0.5", "objective.hard=1", "objective.alpha=0"),
+        ("objective.terms={cka: 1, rkd-angle: 1}", "align.heads=mix"),
+        ("objective.balance=uncertainty", "train.lora=2", "data.augment={by: cutoff}"),
+    ],
+    ids=["stages", "terms", "adapters"],
+)
+def test_other_steps_are_counted_too(run_of, sets):
+    assert not predict_memory(run_of(*sets)).missing
 
 
 def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, monkeypatch):

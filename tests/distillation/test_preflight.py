@@ -24,6 +24,7 @@ def checks(kdalign, *command):
     return {finding["what"]: finding["said"] for finding in json.loads(out)[0]["checks"]}
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_dry_run_says_what_it_looked_at(kdalign, teacher, data):
     found = checks(kdalign, *words(teacher, data))
     assert found["tokenizers"].startswith("one")
@@ -52,6 +53,7 @@ def test_a_limit_on_the_size_of_files_is_refused_or_let_through_by_the_name_it_g
     assert "file-size" in checks(kdalign, *words(teacher, data, "--allow", "file-size"))
 
 
+@pytest.mark.usefixtures("measured")
 def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, teacher, data, monkeypatch, tmp_path):
     memory = namedtuple("Memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1000))
@@ -182,6 +184,7 @@ def test_train_of_all_classes_is_no_warning(kdalign, teacher, data):
     assert "classes" not in checks(kdalign, *words(teacher, data))
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_new_student_that_is_trained_alone_is_looked_at_before_its_tokenizer_is_trained(kdalign, tmp_path):
     for split in ("train", "validation"):
         pd.DataFrame({"text": sentences(40, 0)[0]}).to_parquet(tmp_path / f"{split}.parquet")

@@ -39,8 +39,8 @@ def runs(tmp_path_factory, teacher, data):
     for arm, seed in (("labels", 0), ("joint", 0), ("joint", 1)):
         flags = {
             "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
-            "objective": dict(ARMS[arm]), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
-            "train.device": "cpu", "out": str(folder / f"{arm}-{seed}"),
+            "objective": dict(ARMS[arm]), "train.max_steps": 6, "train.batch_size": 16, "train.precision": "fp32",
+            "train.seed": seed, "train.device": "cpu", "out": str(folder / f"{arm}-{seed}"),
         }  # fmt: skip
         distill(build_recipe(None, flags))
     return folder
@@ -122,19 +122,12 @@ def test_every_arm_goes_with_a_learned_map(kdalign, teacher, data, arm):
     assert ("layer_attention" in json.loads(Path("runs/a/record.json").read_text())["training"]) == (arm == "joint")
 
 
-def test_the_resolved_recipe_gives_the_same_run_again(kdalign, teacher, data, tmp_path):
-    kdalign(*quick(teacher, data, "--out", "runs/a"))
-    status, _, _ = kdalign("distill", "--recipe", "runs/a/recipe.yaml", "--out", "runs/b")
-    assert status == 0
-    first, second = (Path("runs") / name / "student" / "model.safetensors" for name in "ab")
-    assert first.read_bytes() == second.read_bytes()
-    assert Path("runs/a/history.jsonl").read_text() == Path("runs/b/history.jsonl").read_text()
-
-
-def test_json_on_stdout_is_json_alone(kdalign, teacher, data):
-    status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--json"))
+def test_the_resolved_recipe_gives_the_same_run_again_and_json_on_stdout_is_json_alone(kdalign, runs):
+    status, out, _ = kdalign("distill", "--recipe", runs / "joint-0" / "recipe.yaml", "--out", "runs/b", "--json")
     assert status == 0
     assert json.loads(out)[0]["task"] == "sst2"
+    for name in ("student/model.safetensors", "history.jsonl"):
+        assert Path("runs/b", name).read_bytes() == (runs / "joint-0" / name).read_bytes()
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp_path):
@@ -263,8 +256,8 @@ def test_weights_that_are_not_safetensors_are_refused(kdalign, tmp_path_factory,
     assert "no model.safetensors" in one_line(err)
 
 
-def test_a_second_run_over_the_first_is_refused_then_overwritten_on_request(kdalign, teacher, data):
-    assert kdalign(*quick(teacher, data, "--out", "runs/a"))[0] == 0
+def test_a_second_run_over_the_first_is_refused_then_overwritten_on_request(kdalign, teacher, data, runs):
+    shutil.copytree(runs / "joint-0", "runs/a")
     before = Path("runs/a/record.json").read_bytes()
     status, _, err = kdalign(*quick(teacher, data, "--out", "runs/a"))
     assert status == 2
@@ -283,8 +276,8 @@ def test_a_folder_that_is_no_run_is_never_overwritten(kdalign, teacher, data):
     assert [f.name for f in Path("precious").iterdir()] == ["thesis.txt"]
 
 
-def test_resume_with_another_recipe_is_refused(kdalign, teacher, data):
-    assert kdalign(*quick(teacher, data, "--out", "runs/a"))[0] == 0
+def test_resume_with_another_recipe_is_refused(kdalign, teacher, data, runs):
+    shutil.copytree(runs / "joint-0", "runs/a")
     status, _, err = kdalign(*quick(teacher, data, "--out", "runs/a", "--resume", "--lr", "0.01"))
     assert status == 2
     assert "train.lr" in one_line(err)
@@ -489,7 +482,7 @@ def headless(tmp_path_factory, teacher):
 
 
 def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalign, headless, data):
-    words = quick(headless, data, "--set", "finetune.epochs=1", "--allow", "weak-teacher", "--out")
+    words = quick(headless, data, "--set", "finetune.epochs=0.1", "--allow", "weak-teacher", "--out")
     status, _, err = kdalign(*words, "runs/a")
     assert status == 0
     assert "has no head for sst2: fine-tuning it first" in err
@@ -501,7 +494,9 @@ def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalig
     assert (
         Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
     )
-    words = quick(headless, data, "--set", "finetune.epochs=2", "--allow", "weak-teacher", "--out")
+    words = quick(
+        headless, data, "--set", "finetune.epochs=0.2", "--allow", "weak-teacher", "--max-steps", "1", "--out"
+    )
     _, _, err = kdalign(*words, "runs/c")
     assert "fine-tuning it first" in err, "another budget is another teacher"
 
@@ -585,7 +580,7 @@ def test_any_labelled_text_works_itself_out_and_says_what_it_found(kdalign, teac
     words = ("--student", "layers=2", "--task", "classification", "--data", tmp_path, "--max-steps", "4", "--allow",
              "weak-teacher")  # fmt: skip
     status, _out, err = kdalign(
-        "distill", "--teacher", headless, *words, "--set", "finetune.epochs=1", "--out", "runs/x"
+        "distill", "--teacher", headless, *words, "--set", "finetune.epochs=0.5", "--out", "runs/x"
     )
     assert status == 0
     assert "text in review, 2 classes (bad, good) in mood" in err
@@ -788,9 +783,8 @@ def test_select_best_exports_the_step_that_scored_best_on_held_out_texts(kdalign
         assert weight.equal(kept[f"student.{name}"]), name
 
 
-def test_a_run_scored_on_its_task_by_name_keeps_its_data(kdalign, teacher, data):
-    kdalign(*quick(teacher, data, "--out", "runs/a"))
-    status, out, _ = kdalign("eval", "runs/a", "--task", "sst2", "--limit", "16")
+def test_a_run_scored_on_its_task_by_name_keeps_its_data(kdalign, runs):
+    status, out, _ = kdalign("eval", runs / "joint-0", "--task", "sst2", "--limit", "16")
     assert status == 0
     assert "accuracy" in out
 

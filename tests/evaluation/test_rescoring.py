@@ -20,6 +20,7 @@ from kdalign.runs.discovery import RunGroup
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable
 from kdalign.runs.record import read_record
+from support.commands import run_in
 from support.covering import first_only
 from support.tiny import one_line, sentences
 
@@ -198,15 +199,20 @@ def test_changed_weights_are_status_2_with_verify(kdalign, made, tmp_path):
     assert "student/model.safetensors was changed" in one_line(err)
 
 
-@pytest.fixture
-def evaluated(kdalign, made, data, texts, tmp_path):
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory, made, texts):
     """Evaluations of classes, with noise and agreement, and of tokens and texts by two families."""
-    words = ["--out", "classes.json", "--metrics", "accuracy,f1,ece,agreement", "--noise", "typos=0.5"]
-    assert kdalign("eval", made / "classes", *words)[0] == 0
+    folder = tmp_path_factory.mktemp("evaluations")
+    classes = ["--out", "classes.json", "--metrics", "accuracy,f1,ece,agreement", "--noise", "typos=0.5"]
     words = ["--task", "lm", "--data", texts, "--max-length", 32, "--limit", 8, "--metrics", "ppl,word_ppl,bleu,cer"]
-    status, _, err = kdalign("eval", made / "gpt2", made / "bert", *words, "--out", "texts.json")
-    assert status == 0, err
-    return tmp_path
+    run_in(folder, "eval", made / "classes", *classes)
+    run_in(folder, "eval", made / "gpt2", made / "bert", *words, "--out", "texts.json")
+    return folder
+
+
+@pytest.fixture
+def evaluated(evaluations, tmp_path):
+    return shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
 
 
 def test_an_evaluations_scores_are_what_its_answers_give(evaluated):

@@ -13,6 +13,7 @@ from kdalign.models.recomputation import check_recomputation
 from kdalign.models.student import with_dropout
 from kdalign.objective.units import count_units
 from kdalign.training.diagnostics import StepViewer, freeze_unreached, gradient_norms
+from support.commands import command
 from support.covering import each_once
 from support.family_setting import KINDS, ONE_OF_EACH, Setting
 from support.on_policy_setting import OnPolicySetting
@@ -93,6 +94,16 @@ def test_a_training_with_steps_on_the_students_own_texts_ends_in_the_same_weight
         assert progress.sampled > 0
         found.append(list(setting.learner.state_dict().values()))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_run_that_computes_its_layers_again_ends_in_the_same_weights(kdalign, teacher, data, tmp_path):
+    more = ("--set", "train.dropout=0.1", "--set", "train.optimizer_state=bf16", "--set")
+    for recomputes in ("false", "true"):
+        words = command(teacher, data, recomputes, *more, f"train.gradient_checkpointing={recomputes}")
+        status, _, err = kdalign(*words[2:])
+        assert status == 0, err
+    plain, again = (tmp_path / name / "student/model.safetensors" for name in ("false", "true"))
+    assert plain.read_bytes() == again.read_bytes()
 
 
 def test_forwards_without_gradients_and_later_ones_are_plain():
