@@ -6,7 +6,7 @@ a layer keeps goes, and its values stay the same to the last bit. After Liger Ke
 section 3.2), whose kernels are for GPUs; here in PyTorch's own operations, for any device.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,14 +23,18 @@ TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @contextmanager
-def fused_layers(model: PreTrainedModel) -> Iterator[None]:
+def fused_layers(model: PreTrainedModel, layers: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """Let a model's layers compute norms and feed-forward networks fused in the forwards inside; others do as before.
 
     Under autocast a norm's result has autocast's precision, as the maps that read it would convert it anyway.
+
+    Args:
+        model: of any type.
+        layers: those of its layers that shall; all if None.
     """
     fused: list[nn.Module] = []
     if model.config.model_type in TYPES and model.config.hidden_act == "silu":
-        for block in blocks(model).values():
+        for block in blocks(model).values() if layers is None else layers:
             norms = [block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")]
             fused += [_fuse(norm, _norm) for norm in norms]
             network = block.get_submodule("mlp")

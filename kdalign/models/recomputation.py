@@ -19,6 +19,7 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import blocks
 from kdalign.models.attention import keepers
 from kdalign.models.capture import keep_attention
+from kdalign.models.fused_layers import fused_layers
 from kdalign.models.heads import HeadKind, auto_class
 from kdalign.models.layouts import LAYOUTS
 
@@ -54,11 +55,12 @@ def _run(model: PreTrainedModel, layer: nn.Module, forward: Callable[..., Any], 
         nonlocal begun
         given = [_without_texts(each) for each in inputs]
         named = {name: _without_texts(each) for name, each in kwargs.items()}
-        if not begun:
-            begun = True
-            return forward(*given, **named)
-        with keep_attention(model, {module: keeper.again() for module, keeper in watched.items()}):
-            return forward(*given, **named)
+        with fused_layers(model, [layer]):
+            if not begun:
+                begun = True
+                return forward(*given, **named)
+            with keep_attention(model, {module: keeper.again() for module, keeper in watched.items()}):
+                return forward(*given, **named)
 
     return checkpoint(compute, *args, use_reentrant=False)
 

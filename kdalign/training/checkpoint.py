@@ -47,6 +47,7 @@ class TrainState:
         sampling_seconds: part of ``seconds`` in which it did so.
         watch: numbers by which later samples are judged.
         stream: place of the last step in a stream; empty for data that is held as a whole.
+        quick_dropout: whether masks are drawn by ``models.dropout``; false for a run that an older version began.
     """
 
     step: int = 0
@@ -64,6 +65,7 @@ class TrainState:
     sampling_seconds: float = 0.0
     watch: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] = field(default_factory=dict)
+    quick_dropout: bool = True
 
     def __post_init__(self) -> None:
         self.courses = {  # as read from JSON, or copied by asdict
@@ -386,7 +388,7 @@ def _progress_of(tree: Mapping[str, Any]) -> TrainState:
         if not fits:
             raise UsageError(f"{_PROGRESS} has {name}: {value!r}")
     courses = {name: _progress_of(spent) for name, spent in tree.get("courses", {}).items() if isinstance(spent, dict)}
-    return TrainState(**{**tree, "courses": courses})
+    return TrainState(**{"quick_dropout": False, **tree, "courses": courses})
 
 
 def _steps(folder: RunFolder) -> list[Path]:

@@ -188,7 +188,7 @@ class Trainer:
 
     def _run(self, what: str) -> None:
         """Take all remaining steps, monitoring and saving between them."""
-        progress, length = self.progress, self.length
+        progress, length, device = self.progress, self.length, self.accelerator.device
         for trainer in self.trainers:
             trainer.go_to(progress.stream)
             self._enter_stage(trainer)
@@ -197,7 +197,7 @@ class Trainer:
         self._reporter, self._saved_at = self._make_reporter(), progress.seconds
         self.observer.started(what, progress.step, length.expected_steps(progress), length.tokens)
         enough = self._is_patience_exhausted(progress.evaluations_without_gain)
-        with first_signal(signal.SIGINT, signal.SIGTERM) as received, settings_of_steps(self.accelerator.device):
+        with first_signal(signal.SIGINT, signal.SIGTERM) as received, settings_of_steps(device, progress.quick_dropout):
             if progress.step == 0:
                 self._monitor()
             while not length.is_reached(progress) and not enough:

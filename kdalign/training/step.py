@@ -20,9 +20,9 @@ from kdalign.training.diverged import explain_divergence
 
 
 @contextmanager
-def settings_of_steps(device: torch.device) -> Iterator[None]:
-    """Set torch as training steps on this device want it: deterministic and with quick dropout on a CPU."""
-    with deterministic_on_cpu(device), quick_dropout(device):
+def settings_of_steps(device: torch.device, quick: bool = True) -> Iterator[None]:
+    """Set torch as training steps want it on this device: on a CPU deterministic, with ``quick_dropout`` if asked."""
+    with deterministic_on_cpu(device), quick_dropout(device) if quick else nullcontext():
         yield
 
 
