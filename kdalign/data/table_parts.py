@@ -109,7 +109,7 @@ def _text_parts(file: Path) -> Iterator[str]:
     """Read a text file in UTF-8, which gzip may have packed, in parts that end with a line."""
     check_regular(file)
     where, line = repr(str(file)), 1
-    with _open(file) as opened, _packing_errors(where):
+    with _open(file) as opened, _reading_errors(where):
         data = opened.read(BYTES)
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
             raise NotInParts
@@ -136,11 +136,13 @@ def _open(file: Path) -> BinaryIO:
 
 
 @contextmanager
-def _packing_errors(where: str) -> Iterator[None]:
+def _reading_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"{where} cannot be unpacked: {cause_of(error)}") from None
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {cause_of(error)}") from None
 
 
 def _decode(part: bytes, where: str, line: int) -> str:

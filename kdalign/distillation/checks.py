@@ -280,11 +280,17 @@ def check_on_policy(
 
 
 def check_streaming(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Checkpoint]) -> None:
-    """Refuse a teacher that must first be fine-tuned on a training split that is read as a stream.
+    """Refuse what needs all rows of a training split that is read as a stream.
 
     Raises:
-        UsageError: the teacher.
+        UsageError: a teacher that must first be fine-tuned, or a task that is scored on that split.
     """
+    task = adapter.task
+    if recipe.data.streaming and task.train in task.evaluation:
+        raise UsageError(
+            f"task {task.name!r} is scored on {task.train!r}, too, which data.streaming=true never holds: leave it out "
+            f"of the task's evaluation"
+        )
     lacking = next((each for each in teachers if needs_finetuning(adapter, each)), None)
     if recipe.data.streaming and lacking is not None:
         raise UsageError(

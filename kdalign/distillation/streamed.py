@@ -62,6 +62,11 @@ class StreamedTexts:
             return Segment(_counted(replace(place, number=place.number + 1), encoded), self._corrupted(encoded))
         raise UsageError(f"{self._run.task.source}, split {self._run.task.train!r}: no row is left to train on")
 
+    def stop(self) -> None:
+        """End what another thread reads, which raises there."""
+        if self._reader is not None:
+            self._reader.stop()
+
     def _read(self) -> SegmentReader:
         if self._reader is None:
             self._reader = SegmentReader(self._run.task, self.first.place)

@@ -190,7 +190,7 @@ class Trainer:
         """Take all remaining steps, monitoring and saving between them."""
         progress, length, device = self.progress, self.length, self.accelerator.device
         for trainer in self.trainers:
-            trainer.go_to(progress.stream)
+            trainer.go_to(None if length.is_reached(progress) else progress.stream)
             self._enter_stage(trainer)
         if progress.plan:
             self.trainers[0].follow(Plan.from_json(progress.plan))
@@ -317,9 +317,7 @@ class Trainer:
             self._save()
             raise RunError(f"{error}; {self.length.describe(self.progress)} is saved (--resume goes on)") from None
         if begins_again(self.progress.stream, data.state):
-            self.observer.announce(
-                f"the stream has ended after {self.progress.stream['read']:,} rows, and begins again"
-            )
+            self.observer.announce(f"the stream ended after {self.progress.stream['read']:,} rows, and begins again")
         self.progress.stream = data.state
         return data
 

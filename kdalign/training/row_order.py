@@ -94,6 +94,9 @@ class SegmentSource(Protocol):
             UsageError: a row that cannot be used.
         """
 
+    def stop(self) -> None:
+        """End what another thread reads, which raises there."""
+
 
 class SegmentOrder:
     """Segments of a stream: each is an epoch of its own rows, and the next one is read while it is trained on.
@@ -143,7 +146,8 @@ class SegmentOrder:
         return {_BEGINS: begins, **asdict(place)}
 
     def close(self) -> None:
-        """End the thread that reads, once it has read what it began."""
+        """End the thread that reads."""
+        self._source.stop()
         self._ahead.close()
 
     def _read(self, number: int) -> Segment:

@@ -223,13 +223,13 @@ class TaskTrainer:
         self.wrapped = accelerator.prepare_model(learner)
         return True
 
-    def go_to(self, state: dict[str, Any]) -> None:
-        """Go to the place in the data at which a run stopped, or to the beginning by an empty state.
+    def go_to(self, state: dict[str, Any] | None) -> None:
+        """Go to the place in the data at which a run stopped, or to the beginning by an empty state; None for no place.
 
         Raises:
             UsageError: the data is another one now.
         """
-        if self.task.stream is not None:
+        if self.task.stream is not None and state is not None:
             self._order = SegmentOrder(self.task.stream, self.settings, state)
 
     def data_of(self, number: int) -> StepData:

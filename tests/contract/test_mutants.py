@@ -347,8 +347,8 @@ MUTANTS = {
     ),
     "relations summed over heads": (
         "objective/losses/attention.py",
-        "counted = mask[:, None, :, None].to(ours.dtype) / heads",
-        "counted = mask[:, None, :, None].to(ours.dtype)",
+        "gap.mul_(probabilities).sum(dim=-1).mean(dim=1)",
+        "gap.mul_(probabilities).sum(dim=-1).sum(dim=1)",
         "objective/losses/test_losses.py::test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop",
     ),
     "relations of a block that gives no gradient to what it relates to": (

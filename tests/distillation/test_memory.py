@@ -14,6 +14,7 @@ from kdalign.models.architecture import count_parameters, describe, meta_model
 from kdalign.recipe import build_recipe
 from kdalign.registry import allow_code
 from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory
+from support.family_setting import model, tokenizer
 
 pytestmark = pytest.mark.usefixtures("measured")
 
@@ -85,6 +86,15 @@ def test_recomputed_layers_and_frozen_ones_need_less(run_of, monkeypatch):
 )
 def test_other_steps_are_counted_too(run_of, sets):
     assert not predict_memory(run_of(*sets)).missing
+
+
+def test_the_step_of_a_language_model_is_counted_too(run_of, tmp_path):
+    """With fused layers and the losses on its vocabulary."""
+    model("llama").save_pretrained(tmp_path / "llama")
+    tokenizer("causal").save_pretrained(tmp_path / "llama")
+    found = predict_memory(run_of(**{"teacher": str(tmp_path / "llama"), "data.task": "lm:sentence"}))
+    assert not found.missing
+    assert found.parts[MemoryPart.LOSS]
 
 
 def test_a_teacher_that_is_read_from_a_cache_has_no_weights_in_training(run_of, monkeypatch):

@@ -352,7 +352,8 @@ def test_a_streamed_split_gives_the_student_of_the_same_rows_in_a_folder(distill
         texts, labels = sentences(n, number)
         pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(folder / f"{split}.parquet")
     for out, more in (("hub", ()), ("folder", ("--data", folder))):
-        done = distill(tmp_path / out, *stream, *more)
+        done = distill(tmp_path / out, *stream, *more, HF_DATASETS_CACHE=str(tmp_path / "datasets"))
         assert done.returncode == 0, done.stderr
         assert record_of(tmp_path / out)["training"]["stream"]["read"] == 96 + 40
+    assert not list((tmp_path / "datasets").rglob("*.arrow")), "no split was downloaded and prepared as a whole"
     assert sha256(tmp_path / "hub/student/model.safetensors") == sha256(tmp_path / "folder/student/model.safetensors")

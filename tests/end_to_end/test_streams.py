@@ -1,9 +1,11 @@
 """Runs on a stream: the steps of the rows as a whole, resumed anywhere, with errors and refusals in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdalign.files import sha256
 from kdalign.training import task_trainer
@@ -99,7 +101,7 @@ def test_the_end_of_a_stream_is_announced_once_and_the_record_says_what_was_read
     folder = write_rows(tmp_path / "data", 150)
     code, _, err = kdalign(*stream(teacher, folder, "run"))
     assert code == 0, err
-    assert err.count("the stream has ended after 150 rows, and begins again") == 1
+    assert err.count("the stream ended after 150 rows, and begins again") == 1
     assert "stream: 400 rows were read, in 3 passes" in err
     record = record_of("run")
     read = {"segments": 5, "passes": 3, "read": 400, "examples": 150, "checked": 100}
@@ -206,6 +208,36 @@ def test_several_tasks_in_one_student_and_a_teacher_without_a_head_are_refused(k
     make_tokenizer(tmp_path / "body", "bert")
     code, _, err = kdalign("distill", "--teacher", tmp_path / "body", "--task", "sst2", "--data", data, *words)
     assert (code, "give a fine-tuned one" in one_line(err)) == (2, True)
+
+
+def test_a_task_that_is_scored_on_its_streamed_split_is_refused(kdalign, teacher, tmp_path):
+    """Its score would be that of the first segment."""
+    folder = write_rows(tmp_path / "data", 250)
+    task = {"name": "both", "columns": ["sentence"], "label": "label", "evaluation": ["validation", "train"]}
+    task |= {"labels": ["negative", "positive"], "metrics": ["accuracy"], "data": str(folder)}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(task))
+    words = stream(teacher, folder, "run", task=str(tmp_path / "both.yaml"))
+    del words[words.index("--data") : words.index("--data") + 2]
+    for dry in ((), ("--dry-run",)):
+        code, _, err = kdalign(*words, *dry)
+        assert (code, "is scored on 'train', too, which data.streaming=true never holds" in one_line(err)) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_took_all_steps_ends_without_its_stream(kdalign, stopped, teacher, tmp_path):
+    """Its export alone is left, which reads no row of train beyond the first segment."""
+    folder = write_rows(tmp_path / "data", 250)
+    words = stream(teacher, folder, "run", "--set", "train.checkpoint_every=12")
+    assert kdalign(*words)[0] == 0
+    before = weights("run")
+    (tmp_path / "run" / "record.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "student")
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    lines[205] = lines[1]
+    (folder / "train.jsonl").write_text("".join(lines))
+    code, _, err = kdalign("distill", "--out", "run", "--resume")
+    assert code == 0, err
+    assert weights("run") == before
 
 
 def test_a_dry_run_says_what_the_checks_saw(kdalign, teacher, tmp_path):

@@ -5,13 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    LlamaConfig,
+)
 
 from kdalign.alignment.plan import HeadMix, Plan
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import Batch, collate
 from kdalign.errors import UsageError
+from kdalign.models import attention
 from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
 from kdalign.models.capture import CaptureSpec, enable_capture, forward
 from kdalign.models.layouts import AttentionLayout
@@ -243,3 +250,20 @@ def test_a_student_of_other_heads_learns_and_is_exported_without_its_mixes(
     assert not (tmp_path / "other").exists()
     relations = ("--set", "align.heads=each", "--delta", 0, "--set", "objective.relations=1", "--dry-run")
     assert kdalign(*words, *relations, "--out", "other")[0] == 0  # no map is compared
+
+
+@pytest.mark.parametrize(("keys", "dtype"), [(attention.LONG - 1, torch.float32), (attention.LONG, torch.bfloat16)])
+def test_short_rows_are_attended_in_float32_while_training_in_bfloat16_and_long_ones_are_not(monkeypatch, keys, dtype):
+    seen, own = [], attention.sdpa_attention_forward
+
+    def watched(module, query, *args, **kwargs):
+        seen.append(query.dtype)
+        return own(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.ATTENTION)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(input_ids=torch.zeros(1, keys, dtype=torch.long))
+    assert seen == [dtype]
+    assert found.logits.dtype == torch.bfloat16

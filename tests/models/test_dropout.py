@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdalign.models.dropout import quick_dropout
+from kdalign.training.step import settings_of_steps
 
 CPU = torch.device("cpu")
 
@@ -63,3 +64,11 @@ def test_modules_draw_so_in_training_alone_and_only_inside():
         assert torch.equal(F.dropout(ones, 0.0), ones)
         assert torch.equal(F.dropout(ones, 1.0), torch.zeros(4096))
     assert F.dropout is own
+
+
+def test_steps_draw_so_unless_an_older_version_began_the_run():
+    own = F.dropout
+    with settings_of_steps(CPU):
+        assert F.dropout is not own
+    with settings_of_steps(CPU, quick=False):
+        assert F.dropout is own

@@ -7,16 +7,18 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from kdalign.data.batches import collate
 from kdalign.models.fused_layers import TYPES, fused_layers
+from support.family_setting import Setting
 
 IDS = torch.arange(3 * 11).view(3, 11) * 7 % 50
 
 
-def model_of(kind):
+def model_of(kind, **other):
     torch.manual_seed(0)
     config = CONFIG_MAPPING[kind](
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8,
+        num_key_value_heads=2, head_dim=8, **other,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():  # norms start as ones
@@ -74,6 +76,13 @@ def test_layers_are_as_before_afterwards_and_other_types_are_left_alone():
         assert not any("forward" in vars(module) for module in gemma.modules())
 
 
+@pytest.mark.parametrize("other", [{"mlp_bias": True}, {"hidden_act": "gelu"}])
+def test_networks_of_another_form_are_computed_as_before(other):
+    model = model_of("llama", **other)
+    (plain, *_), (fused, *_) = (trained(model, way) for way in (False, True))
+    assert torch.equal(plain, fused)
+
+
 def test_frozen_norms_and_maps_get_no_gradient():
     model = model_of("qwen2")
     layer = model.model.layers[1]
@@ -98,3 +107,12 @@ def test_a_map_with_a_forward_of_its_own_is_called():
         layer.mlp.down_proj.__class__ = Doubled
     (plain, *_), (fused, *_) = (trained(model, way) for way in (False, True))
     assert torch.equal(plain, fused)
+
+
+def test_a_learner_fuses_its_student():
+    setting, seen = Setting("llama"), []
+    network = setting.learner.student.model.layers[0].mlp
+    network.register_forward_hook(lambda module, *_: seen.append("forward" in vars(module)))
+    batch = collate(setting.data, range(2))
+    setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher))
+    assert seen == [True]

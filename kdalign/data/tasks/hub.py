@@ -1,5 +1,6 @@
 """Splits of data sets on the hub: whole, or read row by row without downloading them."""
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,8 @@ def _hub_errors(failure: str) -> Iterator[None]:
     except (
         ValueError,
         OSError,
+        EOFError,  # a packed file that was cut
+        zlib.error,
         RuntimeError,  # the data set is a script
         yaml.YAMLError,  # in the data set's card
         HTTPError,

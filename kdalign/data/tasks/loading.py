@@ -1,5 +1,6 @@
 """Load a split from a folder of files or from the hub, and check it before any model is loaded."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -126,12 +127,13 @@ def load_table(source: DataSource, split: str, text_files: bool = False) -> "pd.
         split: its name.
         text_files: accept ``.txt`` files, too.
 
-    Of a split that is read as a stream, these are the first rows.
+    Of a split that is read as a stream, these are the first rows. Other splits of such a data set on the hub are
+    streamed, too, and read to their end: loading one would download all of them.
     """
     if split == source.streamed:
         return RowStream(source, split, text_files).read(source.held)
     if source.folder is None:
-        return load_hub_table(source, split)
+        return RowStream(source, split).read(sys.maxsize) if source.streamed else load_hub_table(source, split)
     return _read_all(require_files(source.folder, split, TEXT_FORMATS if text_files else FORMATS))
 
 

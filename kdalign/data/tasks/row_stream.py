@@ -1,6 +1,7 @@
 """Rows of a split that is never held as a whole: read from the first one, or from a later one, some at a time."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,12 @@ class RowReader:
 
     Attributes:
         row: number of the row that is read next.
+        stopped: set in another thread to end a read, which raises.
     """
 
     def __init__(self, stream: RowStream, wanted: Sequence[str] | None = None) -> None:
         """Begin before the first row; ``wanted`` are the columns that are used, all if None."""
-        self._stream, self._wanted = stream, wanted
+        self._stream, self._wanted, self.stopped = stream, wanted, False
         self.seek(0)
 
     def seek(self, row: int) -> None:
@@ -100,6 +102,8 @@ class RowReader:
         read = 0
         taken: list[pd.DataFrame] = []
         while read < rows:
+            if self.stopped:
+                raise CancelledError
             table = self._rest if self._rest is not None else next(self._parts, None)
             if table is None:
                 break

@@ -93,6 +93,10 @@ class SegmentReader:
         self._rows = RowReader(self._stream, _used_columns(task))
         self.again(first)
 
+    def stop(self) -> None:
+        """End what another thread reads, which raises there."""
+        self._rows.stopped = True
+
     def again(self, place: SegmentPlace) -> Examples:
         """Read a segment whose place is known.
 

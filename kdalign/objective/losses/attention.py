@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdalign.objective.losses.precision import to_float32
 
@@ -85,13 +86,14 @@ class _RelationDivergence(torch.autograd.Function):
         gradient = torch.zeros_like(ours) if ctx.needs_input_grad[0] else None
         total = ours.new_zeros(())
         counted = mask[:, None, :, None].to(ours.dtype) / heads
-        size = max(1, RELATIONS_AT_ONCE // ours[..., 0].numel())
+        size = max(1, RELATIONS_AT_ONCE // max(1, ours[..., 0].numel()))
         for start in range(0, time, size):
             block = slice(start, start + size)
             hidden = ~visible[:, None, block]
             our_log, their_log = (_relations(each, block, hidden) for each in (ours, theirs))
             gap, probabilities = their_log - our_log, their_log.exp_()
-            total += (gap.mul_(probabilities).sum(dim=-1, keepdim=True) * counted[:, :, block]).sum()
+            each = gap.mul_(probabilities).sum(dim=-1).mean(dim=1)
+            total += torch.where(mask[:, block], each, 0).sum()
             if gradient is not None:
                 slope = our_log.exp_().sub_(probabilities).mul_(counted[:, :, block] / math.sqrt(ours.size(-1)))
                 gradient[:, :, block] += slope @ ours
@@ -101,10 +103,11 @@ class _RelationDivergence(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale the gradient that is at hand."""
-        [scale], [gradient] = gradients, ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None, None
+        [gradient] = ctx.saved_tensors
+        return (to_float32(gradient) * scale).to(gradient.dtype), None, None, None
 
 
 def _relations(x: Tensor, block: slice, hidden: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from itertools import pairwise
 
@@ -206,3 +207,12 @@ def test_keys_that_only_some_rows_have_are_none_in_the_others(tmp_path):
     found = segments(find_task("lm:text", str(write(tmp_path, rows)), held_rows=3), 3)
     assert [text for _, part in found for text in part.texts[0]] == [f"text {row}" for row in range(8)]
     assert all(before.end == after.row for (before, _), (after, _) in pairwise(found))
+
+
+def test_a_reader_that_is_stopped_reads_no_further(tmp_path):
+    task = find_task("lm:text", str(write(tmp_path, numbered(30))), held_rows=10)
+    place = first_place(task, load_texts(task, "train"))
+    reader = SegmentReader(task, place)
+    reader.stop()
+    with pytest.raises(CancelledError):
+        reader.after(place)

@@ -417,3 +417,12 @@ def test_top_entries_beyond_a_shorter_vocabulary_are_left_out_as_of_dense_logits
     as_one = top_log_probabilities(both, shared)
     expected = losses.divergence_of_top(student, shared, as_one, kind, 1.0)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_gradient_of_many_products_is_summed_in_float32(monkeypatch):
+    """In bfloat16 a sum of ones stays at 256."""
+    monkeypatch.setattr(lm_head, "PENDING_BYTES", 0)
+    head = LMHead(torch.zeros(2, 1, dtype=torch.bfloat16).requires_grad_())
+    tokens = DenseTokens(torch.ones(600, 1, dtype=torch.bfloat16), head)
+    vocabulary_losses(TokenLoss(2.0, 0.0), tokens, torch.zeros(600, dtype=torch.long), rows=1)[0].backward()
+    assert head.weight.grad.flatten().tolist() == [-600, 600]
