@@ -256,9 +256,10 @@ def test_a_student_of_other_heads_learns_and_is_exported_without_its_mixes(
 def test_short_rows_are_attended_in_float32_while_training_in_bfloat16_and_long_ones_are_not(monkeypatch, keys, dtype):
     seen, own = [], attention.sdpa_attention_forward
 
-    def watched(module, query, *args, **kwargs):
-        seen.append(query.dtype)
-        return own(module, query, *args, **kwargs)
+    def watched(*args, **kwargs):
+        found = own(*args, **kwargs)
+        seen.append(found[0].dtype)
+        return found
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
     config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
