@@ -69,7 +69,7 @@ def relation_divergence(
     arXiv:2012.15828, section 3.1). Widths may differ. The teacher gets no gradient.
 
     Memory grows with the length, not with its square: relations are computed for a block of positions at a time, with
-    the gradient :math:`\\partial KL / \\partial (x_i \\cdot x_j) = (\\rho(s)_{ij} - \\rho(t)_{ij}) / \\sqrt{d}`.
+    the gradient :math:`\partial KL / \partial (x_i \cdot x_j) = (\rho(s)_{ij} - \rho(t)_{ij}) / \sqrt{d}`.
     """
     divergence: Tensor = _RelationDivergence.apply(student, teacher.detach(), visible, mask)  # type: ignore[no-untyped-call]
     return divergence
