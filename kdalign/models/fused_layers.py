@@ -2,8 +2,8 @@
 
 Autograd keeps what each small operation read: of a norm its input in float32, the normalised input, and a copy in
 bfloat16 for each map that follows; of a feed-forward network two products that two others give again. Without these a
-layer keeps two fifths less, and its values stay the same to the last bit. After Liger Kernel (Hsu et al. 2024, arXiv:2410.10989,
-section 3.2), whose kernels are for GPUs; here in PyTorch's own operations, for any device.
+layer keeps two fifths less, and its values stay the same to the last bit. After Liger Kernel (Hsu et al. 2024,
+arXiv:2410.10989, section 3.2), whose kernels are for GPUs; here in PyTorch's own operations, for any device.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -118,7 +118,7 @@ class TrainTask:
 
 @dataclass(frozen=True)
 class StepData:
-    """What a step trains on.
+    """Rows and micro-batches of one step.
 
     Attributes:
         encoded: the rows that its own are of.
