@@ -163,7 +163,8 @@ def longest_rows(columns: Sequence[Sequence[str]], n: int) -> list[int]:
     for start in range(0, len(columns[0]), _SIZED):
         end = min(start + _SIZED, len(columns[0]))
         sizes = np.sum([_sizes(column, start, end) for column in columns], axis=0)
-        rows, sizes = np.concatenate([kept, np.arange(start, end)]), np.concatenate([most, sizes])
+        longer = np.flatnonzero(sizes > most[-1] if 0 < n == len(most) else sizes >= 0)
+        rows, sizes = np.concatenate([kept, start + longer]), np.concatenate([most, sizes[longer]])
         best = np.argsort(-sizes, kind="stable")[:n]
         kept, most = rows[best], sizes[best]
     return sorted(kept.tolist())
