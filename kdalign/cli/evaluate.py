@@ -21,6 +21,7 @@ from kdalign.cli.options import (
     trust_code,
     with_options,
 )
+from kdalign.environment import rank
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -238,6 +239,8 @@ def eval_(
         if models or data.task or data.data or data.dataset or output.limit or answers.noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
         _check_unread(context)
+        if rank():  # a file takes one process
+            return
         scored = _score_file(table.predictions, metrics, answers.language, output.out)
         _show_evaluations([scored], output.as_json, form, table.reference)
         return
@@ -249,7 +252,8 @@ def eval_(
         results = evaluate(models or [], _request(data, answers, server, table, output), watcher)
     finally:
         watcher.ended()
-    _show_evaluations(results, output.as_json, form, table.reference)
+    if not rank():
+        _show_evaluations(results, output.as_json, form, table.reference)
     if not any(result.scores or result.submission for result in results):
         raise UsageError("nothing was scored: the reasons are above")
 

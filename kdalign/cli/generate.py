@@ -10,6 +10,7 @@ from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.evaluate import ServerOptions
 from kdalign.cli.options import Device, Json, TaskOptions, with_options
+from kdalign.environment import rank
 
 if TYPE_CHECKING:
     from kdalign.distillation.sequence_level.settings import GenerateSettings
@@ -160,6 +161,8 @@ def generate(
         record = run(settings, watcher, overwrite=folder.overwrite)
     finally:
         watcher.ended()
+    if rank():
+        return
     if folder.as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
