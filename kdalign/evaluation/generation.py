@@ -34,7 +34,7 @@ from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
-from kdalign.models.sharding import needs_every_rank
+from kdalign.models.sharding import gathered, needs_every_rank
 from kdalign.observer import ProgressCallback
 from kdalign.ranks import share_batches
 
@@ -98,7 +98,7 @@ def generate_batches(
     generator = generators[family]
 
     def write(rows: list[int]) -> dict[int, Answer]:
-        with inference_mode(model), _without_defaults(model, tokenizer):
+        with inference_mode(model), gathered(model), _without_defaults(model, tokenizer):
             answers = generator(model, tokenizer, [cases[row] for row in rows], settings)
         return {
             row: replace(answer, text=cases[row].trim(answer.text)) for row, answer in zip(rows, answers, strict=True)

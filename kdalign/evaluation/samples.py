@@ -14,7 +14,7 @@ from kdalign.evaluation.decoding import pad_rows
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
-from kdalign.models.sharding import needs_every_rank
+from kdalign.models.sharding import gathered, needs_every_rank
 from kdalign.ranks import share_batches
 
 PROMPT_TOKENS = 12
@@ -115,7 +115,7 @@ def continue_prompts(
         return dict(zip(rows, (output if decodes else output[:, ids.size(1) :]).tolist(), strict=True))
 
     tokens: list[list[int]] = [[] for _ in prompts]
-    with inference_mode(model):
+    with inference_mode(model), gathered(model):
         for _, written in share_batches(sorted({each for each in budgets if each > 0}), write, in_step=in_step):
             for row, new in written.items():
                 tokens[row] = new
