@@ -210,6 +210,7 @@ class OutputOptions:
         "kdalign eval openai:mine --base-url http://127.0.0.1:8000/v1 --task lm:sst2 --data ./sst2 --metrics bleu,cer",
         "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
         "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
+        "torchrun --nproc_per_node 2 -m kdalign eval runs/mine",
     ),
 )
 @with_options
