@@ -1,19 +1,17 @@
 """Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16 and determinism."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list
+from accelerate.utils import LoggerType
 
 from kdalign.environment import keep_heap
-from kdalign.errors import KdalignError, RunError, UsageError, unknown
-
-_Result = TypeVar("_Result")
+from kdalign.errors import UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -64,26 +62,6 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def on_first_rank(accelerator: Accelerator, work: Callable[[], _Result]) -> _Result | None:
-    """Run work on the first rank alone, while the others wait; None on these.
-
-    Raises:
-        RunError: the work has failed, on every rank with its line.
-    """
-    result, failed = None, None
-    if accelerator.is_main_process:
-        try:
-            result = work()
-        except KdalignError as error:
-            failed = error
-    [line] = broadcast_object_list([None if failed is None else str(failed)])
-    if failed is not None:
-        raise failed
-    if line is not None:
-        raise RunError(line)
-    return result
 
 
 @contextmanager

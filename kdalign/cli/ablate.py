@@ -146,7 +146,7 @@ def ablate(
     from kdalign.environment import world_size
 
     if world_size() > 1:
-        raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
+        raise UsageError("ablate makes its own processes (--jobs); start it without torchrun")
     watcher = new_watcher()
     with watcher.filling() as report:
         if space:

@@ -79,6 +79,7 @@ class BuildOptions:
         "kdalign cache build --teacher ./bert --student layers=3 --task sst2 --data ./sst2 --out kept/sst2",
         "kdalign cache build --teacher ./llama --task lm --data ./texts --keep tokens --top-k 32 --out kept/texts",
         "kdalign cache build --recipe recipe.yaml --states int8 --dry-run",
+        "torchrun --nproc_per_node 2 -m kdalign cache build --recipe recipe.yaml --out kept/mine",
     ),
 )
 @with_options

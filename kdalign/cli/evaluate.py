@@ -21,6 +21,7 @@ from kdalign.cli.options import (
     trust_code,
     with_options,
 )
+from kdalign.environment import rank
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ class OutputOptions:
         "kdalign eval openai:mine --base-url http://127.0.0.1:8000/v1 --task lm:sst2 --data ./sst2 --metrics bleu,cer",
         "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
         "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
+        "torchrun --nproc_per_node 2 -m kdalign eval runs/mine",
     ),
 )
 @with_options
@@ -238,6 +240,8 @@ def eval_(
         if models or data.task or data.data or data.dataset or output.limit or answers.noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
         _check_unread(context)
+        if rank():  # a file takes one process
+            return
         scored = _score_file(table.predictions, metrics, answers.language, output.out)
         _show_evaluations([scored], output.as_json, form, table.reference)
         return
@@ -249,7 +253,8 @@ def eval_(
         results = evaluate(models or [], _request(data, answers, server, table, output), watcher)
     finally:
         watcher.ended()
-    _show_evaluations(results, output.as_json, form, table.reference)
+    if not rank():
+        _show_evaluations(results, output.as_json, form, table.reference)
     if not any(result.scores or result.submission for result in results):
         raise UsageError("nothing was scored: the reasons are above")
 

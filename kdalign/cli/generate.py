@@ -10,6 +10,7 @@ from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.evaluate import ServerOptions
 from kdalign.cli.options import Device, Json, TaskOptions, with_options
+from kdalign.environment import rank
 
 if TYPE_CHECKING:
     from kdalign.distillation.sequence_level.settings import GenerateSettings
@@ -129,6 +130,7 @@ class FolderOptions:
         "--keep 'words<=12' --new-tokens 32",
         "kdalign generate --teacher openai:gpt-4o --task chat --data ./chats --out ./answers --max-requests 500",
         "kdalign generate --teacher ./llama --task lm:text --data ./texts --out ./stories --dry-run",
+        "torchrun --nproc_per_node 2 -m kdalign generate --teacher ./marian --task multi30k --data ./multi30k --out ./de",
         "kdalign distill --teacher ./marian --student layers=2 --task multi30k --data ./multi30k-marian",
     )
 )
@@ -160,6 +162,8 @@ def generate(
         record = run(settings, watcher, overwrite=folder.overwrite)
     finally:
         watcher.ended()
+    if rank():
+        return
     if folder.as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return

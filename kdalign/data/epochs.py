@@ -94,7 +94,12 @@ def micro_batches(
 
 
 def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
-    """Batch all rows once by similar length, for evaluation; each batch with its row numbers.
+    """Batch all rows once by similar length, as ``rows_in_order`` does; each batch with its row numbers."""
+    return ((rows, collate(encoded, rows)) for rows in rows_in_order(encoded, size, tokens))
+
+
+def rows_in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[list[int]]:
+    """Divide all rows once into batches of similar length, for evaluation.
 
     A batch holds ``size`` rows, or with ``tokens`` as many as fill that many positions, at least one.
     """
@@ -105,7 +110,7 @@ def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterat
         # From the longest down: the time left is never underestimated, and memory peaks at once.
         rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
         start += len(rows)
-        yield rows.tolist(), collate(encoded, rows.tolist())
+        yield rows.tolist()
 
 
 def total_steps(settings: TrainSettings, encoded: TokenizedSplit) -> int:

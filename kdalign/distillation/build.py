@@ -27,6 +27,7 @@ from kdalign.distillation.teacher_checks import compare_with_start, settle_loade
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
+from kdalign.evaluation.adapters import AnyPredictions
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
 from kdalign.models.architecture import vocabulary_size
@@ -39,6 +40,7 @@ from kdalign.objective.objective import Objective
 from kdalign.objective.stages import stages_of
 from kdalign.objective.terms import MaskedTokens
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 from kdalign.teachers.base import Teacher
@@ -221,7 +223,8 @@ def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
 class Evaluator:
     """Scores a student on the monitored texts during training, and shows one sample of what it writes.
 
-    Scores are in the precision of training, or exact, in float32, as those of the teacher and the exported student are.
+    Ranks share what the student reads and writes, and the first one computes the scores. These are in the precision of
+    training, or exact, in float32, as those of the teacher and the exported student are.
     """
 
     loaded: LoadedModels
@@ -243,13 +246,18 @@ class Evaluator:
             with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
                 predictions = adapter.predict(model, watched)
             samples = complete(model, tokenizer, loaded.prompts)
-        scores = adapter.score(predictions, watched, interval=False)
+        scores = on_first_rank(lambda: self._score(predictions, samples))
+        loaded.watch.begin("training")
+        return scores
+
+    def _score(self, predictions: AnyPredictions, samples: Sequence[str]) -> WatchedScores:
+        loaded, adapter = self.loaded, self.loaded.opened.run.adapter
+        scores = adapter.score(predictions, loaded.opened.texts.watched, interval=False)
         if loaded.comparable:
             scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))
         first = scores[0]
         if samples:  # one is enough for the eye; the history keeps all
             self.observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(samples[0])}")
-        loaded.watch.begin("training")
         return WatchedScores(
             first.value if first.value is None or first.higher_is_better else -first.value,
             {score.metric: score.value for score in scores} | ({"samples": samples} if samples else {}),

@@ -29,6 +29,7 @@ from kdalign.distillation.tokenize import OpenedRun, open_run, with_augmentation
 from kdalign.errors import UsageError
 from kdalign.files import check_links
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.recipe import AUTO_CACHE, Recipe
 from kdalign.teachers.cache_files import CacheFolder
 from kdalign.teachers.cached import CachedTeacher, check_source
@@ -85,9 +86,8 @@ def build_cache(recipe: Recipe, keep: Sequence[str], observer: Observer, *, over
         opened = replace(opened, texts=texts)
     source = cache_source(run, weights, opened.recipe.train.precision)
     folder = find_folder(recipe.cache, cache_meta(source, kept, recipe.cache))
-    if overwrite and accelerator.is_main_process:
-        folder.remove()
-    accelerator.wait_for_everyone()
+    if overwrite:
+        on_first_rank(folder.remove)
     rows = list(range(len(opened.texts.train)))
     return CacheBuild(opened, teacher, source, kept, accelerator, observer).run(rows, recipe.cache).folder
 

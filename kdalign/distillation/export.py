@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kdalign.distillation.prepare import PreparedRun, resume_command, teacher_ro
 from kdalign.distillation.tokenize import TokenizedRun
 from kdalign.environment import environment, peak_memory
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
-from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.samples import complete
 from kdalign.files import apply_umask, atomic_file, size_text, write_json, write_text, writing
 from kdalign.models import checkpoint_files, lora
@@ -34,6 +35,7 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import sentence_modules
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
 from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
@@ -92,19 +94,20 @@ def export_student(
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attention = _attention_to_layers(loaded, task, accelerator, observer)
+    checkpoint = on_first_rank(partial(_write_student, loaded, learner, options.export))
+    exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+    watch.begin("scoring the student")
+    scores = score_exported(loaded, exported)
+    watch.begin("writing samples")
+    samples = _samples(loaded, exported)
     if accelerator.is_main_process:
-        checkpoint = _write_student(loaded, learner, options.export)
-        exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
-        watch.begin("scoring the student")
-        scores = score_exported(loaded, exported)
         training = _training_facts(progress, run, accelerator)
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
         training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
-        watch.begin("writing samples")
         record = replace(
             build_record(loaded, checkpoint, exported, scores, training),
             environment=environment(accelerator.device),
-            samples=_samples(loaded, exported),
+            samples=samples,
         )
         memory = _memory_facts(run, accelerator.device)
         record = replace(record, seconds=watch.total, phases=watch.phases, memory=memory)
@@ -281,7 +284,7 @@ def _export_projections(projections: Projections, folder: RunFolder) -> None:
 
 
 def score_exported(loaded: LoadedModels, exported: PreTrainedModel) -> dict[str, object]:
-    """Score both models on every reported split, and save the student's predictions.
+    """Score both models on every reported split, and save the student's predictions; ranks share what it reads.
 
     Raises:
         RunError: the student's predictions are not finite, and it is removed so that it is not used; or a metric
@@ -291,7 +294,7 @@ def score_exported(loaded: LoadedModels, exported: PreTrainedModel) -> dict[str,
     try:
         return {split: _score_split(loaded, exported, split) for split in loaded.opened.texts.reported}
     except NotFinite as error:
-        shutil.rmtree(folder.student)
+        on_first_rank(lambda: shutil.rmtree(folder.student))
         raise RunError(f"the student has diverged: {error}; it was not exported, and has no score") from None
     except Exception as error:  # a metric of the user's own may raise anything, and so may a library
         raise RunError(
@@ -301,9 +304,13 @@ def score_exported(loaded: LoadedModels, exported: PreTrainedModel) -> dict[str,
 
 
 def _score_split(loaded: LoadedModels, exported: PreTrainedModel, split: str) -> dict[str, object]:
+    ours = loaded.opened.run.adapter.predict(exported, loaded.opened.texts.reported[split])
+    return on_first_rank(lambda: _scores_of_split(loaded, ours, split))
+
+
+def _scores_of_split(loaded: LoadedModels, ours: AnyPredictions, split: str) -> dict[str, object]:
     run, texts = loaded.opened.run, loaded.opened.texts
-    adapter, encoded = run.adapter, texts.reported[split]
-    ours, theirs = adapter.predict(exported, encoded), loaded.answers.get(split)
+    adapter, encoded, theirs = run.adapter, texts.reported[split], loaded.answers.get(split)
     comparable = loaded.comparable
     adapter.write_predictions(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
     read_by_teacher = texts.reported_to_teacher.get(split)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,7 +12,6 @@ from kdalign.data.batches import teacher_inputs
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.devices import on_first_rank
 from kdalign.distillation.checks import Finding, needs_finetuning
 from kdalign.distillation.costs import ForwardCosts, measure_costs
 from kdalign.distillation.prepare import PreparedRun
@@ -48,7 +46,7 @@ class LoadedModels:
         costs: of a forward of each model.
         prompts: texts for samples.
         teacher_samples: the teacher's continuations of them.
-        findings: results of the checks of the loaded teachers, on the first rank.
+        findings: results of the checks of the loaded teachers.
         watch: seconds of the run by phase.
     """
 
@@ -91,8 +89,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         watch.begin("fine-tuning the teacher")
     teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
     watch.begin("scoring the teacher")
-    score = partial(score_teachers, opened, teachers, accelerator.device)
-    said = (on_first_rank(accelerator, score) if teachers else None) or TeacherAnswers()
+    said = score_teachers(opened, teachers, accelerator.device) if teachers else TeacherAnswers()
     for finding in said.findings:
         observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
     watch.begin("loading")
@@ -112,7 +109,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         observer.announce(_compared(models, costs))
     watch.begin("writing samples")
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
-    teacher_samples = _sample_teacher(opened, teachers[0], prompts, observer) if len(teachers) == 1 and main else []
+    teacher_samples = _sample_teacher(opened, teachers[0], prompts, observer) if len(teachers) == 1 else []
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(

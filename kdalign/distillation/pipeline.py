@@ -23,6 +23,7 @@ from kdalign.environment import reset_peak_memory
 from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
 from kdalign.objective.stages import check_steps
 from kdalign.observer import NullObserver, Observer
+from kdalign.ranks import rank_and_size
 from kdalign.recipe import Recipe, load_recipe
 from kdalign.registry import check_trusted, trusting_caller
 from kdalign.runs.folder import RunFolder
@@ -212,7 +213,7 @@ def _withdrawn_if_refused(folder: RunFolder, runs: Sequence[PreparedRun], resume
     try:
         yield
     except RefusedRun:
-        if not resume:
+        if not resume and rank_and_size()[0] == 0:
             for run in runs:
                 if not run.folder.complete:
                     run.folder.withdraw()

@@ -1,7 +1,7 @@
 """Predictions before training: the teachers' on the monitored slice and the reported splits, and the new student's.
 
 They are kept in kdalign's cache by the model's weights and the tokens that it read, so that the arms and seeds of an
-ablation, and a second run, ask each model once.
+ablation, and a second run, ask each model once. Ranks share what is computed; the first one reads and writes the cache.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.evaluation.samples import Prompt, continue_prompts, decode_samples, sample_settings
 from kdalign.metrics.arrays import Array
 from kdalign.models.mixtures import Mixing
-from kdalign.result_cache import keep_result
+from kdalign.ranks import on_first_rank
+from kdalign.result_cache import Arrays, find_result
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
 
 _KINDS = {"logits": Predictions, "nll": TokenPredictions}
@@ -52,7 +53,7 @@ class LoadedTeacher:
 
 @dataclass(frozen=True)
 class TeacherAnswers:
-    """Teachers' answers; none but on the first rank.
+    """Teachers' answers, on every rank.
 
     Attributes:
         reported: answers on the reported splits, those of several teachers as one.
@@ -172,7 +173,7 @@ def keep_samples(
             "sizes": np.array(list(map(len, rows))),
         }
 
-    kept, known = keep_result("samples", content, compute)
+    kept, known = _keep("samples", content, compute)
     rows = np.split(kept["tokens"], np.cumsum(kept["sizes"])[:-1])
     return decode_samples(tokenizer, [row.tolist() for row in rows]), known
 
@@ -195,8 +196,24 @@ def keep_predictions(
     """
     tokens = [each.fingerprint() for each in encoded]
     content = {"machine": machine(device), "by": by, "way": way, "tokens": tokens}
-    arrays, known = keep_result("predictions", content, lambda: _as_arrays(compute()))
+    arrays, known = _keep("predictions", content, lambda: _as_arrays(compute()))
     return _as_predictions(arrays), known
+
+
+def _keep(kind: str, content: Mapping[str, object], compute: Callable[[], Arrays]) -> tuple[Arrays, bool]:
+    """Return a result and whether the first rank has read it from the cache; else all compute it, and it writes it."""
+
+    def read() -> Arrays | None:
+        known = kept.read()
+        return None if known is None else {name: np.asarray(values) for name, values in known.items()}
+
+    kept = find_result(kind, content)
+    known = on_first_rank(read)
+    if known is not None:
+        return known, True
+    result = compute()
+    on_first_rank(lambda: kept.write(result))
+    return result, False
 
 
 def describe_predictor(adapter: TaskAdapter, model: PreTrainedModel, weights: str) -> dict[str, object]:

@@ -32,8 +32,8 @@ from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_teacher
 from kdalign.objective.objective import Objective
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.recipe import AUTO_CACHE, CacheSettings
-from kdalign.teachers.base import Teacher
 from kdalign.teachers.cache_files import CacheFolder
 from kdalign.teachers.cached import CachedTeacher, CacheSource, check_source, choose_top_k, fill_cache, missing_rows
 from kdalign.teachers.computed import ComputedTeacher
@@ -242,7 +242,7 @@ class CacheBuild:
     """
 
     opened: OpenedRun
-    teacher: Teacher
+    teacher: ComputedTeacher
     source: CacheSource
     kept: KeptOutputs
     accelerator: Accelerator
@@ -256,30 +256,32 @@ class CacheBuild:
             RunError: outputs that are not finite.
             Unwritten: the disk is full, or writing is not permitted.
         """
-        meta, main = cache_meta(self.source, self.kept, settings), self.accelerator.is_main_process
+        meta = cache_meta(self.source, self.kept, settings)
         folder = find_folder(settings, meta)
         with writing(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
         # Of several runs that need the same outputs at the same time, one computes them and the others wait.
-        with FileLock(str(folder.path / _LOCK)) if main else nullcontext():
-            self.accelerator.wait_for_everyone()
-            if main:
-                self._begin(folder, meta)
-            self.accelerator.wait_for_everyone()
+        with FileLock(str(folder.path / _LOCK)) if self.accelerator.is_main_process else nullcontext():
+            if not on_first_rank(lambda: self._is_begun(folder)):
+                meta = self._with_top_k(meta)
+                on_first_rank(lambda: folder.begin(meta))
             cached = CachedTeacher(folder)
             self._fill(cached, rows)
             cached.open(checked=True)
             self.accelerator.wait_for_everyone()
         return cached
 
-    def _begin(self, folder: CacheFolder, meta: dict[str, Any]) -> None:
-        """Begin a cache in an empty folder, or check the one that is there."""
+    def _is_begun(self, folder: CacheFolder) -> bool:
+        """Return whether there is a cache, which is checked."""
         folder.remove_unfinished()
         if folder.is_cache:
             check_source(folder, folder.meta, self.source.facts)
             check_formats(folder, self.opened.recipe.cache)
             check_keeps(folder, self.kept)
-            return
+        return folder.is_cache
+
+    def _with_top_k(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Choose the number of likeliest tokens, if it is to be chosen; each rank reads the same few rows."""
         if meta["keep"] and self.kept.tokens and meta["top_k"] is None:
             few = sample_batches(self.opened.texts.train, 0, SIMILARITY_TOKENS)
             device, temperatures = self.accelerator.device, sorted(self.kept.tokens)
@@ -288,11 +290,11 @@ class CacheBuild:
                 f"cache: the {k} likeliest tokens are kept, and all others as one: {mass:.2%} of the probability on "
                 f"{tokens:,} positions (asked for: at most {meta['tail']:.2%})"
             )
-            meta = meta | {"top_k": k}
-        folder.begin(meta)
+            return meta | {"top_k": k}
+        return meta
 
     def _fill(self, cached: CachedTeacher, rows: Sequence[int]) -> None:
-        """Compute this rank's share of the rows that are missing."""
+        """Compute the rows that are missing."""
         encoded, accelerator = self.opened.texts.train, self.accelerator
         cached.open()
         assert cached.index is not None, "it was opened"
@@ -306,16 +308,13 @@ class CacheBuild:
             f"cache: the teacher reads {len(missing):,} of {len(rows):,} rows once, for every epoch and run: {kept}; "
             f"{where}"
         )
-        mine, begun = missing[accelerator.process_index :: accelerator.num_processes], time.perf_counter()
-        progress = self.observer.progress("the teacher's outputs")
-        if mine:
-            written = fill_cache(self.teacher, cached, encoded, mine, accelerator.device, progress)
-            seconds = max(time.perf_counter() - begun, 1e-9)
-            self.observer.announce(
-                f"cache: {written.tokens:,} tokens in {seconds:.0f} s ({written.tokens / seconds:,.0f} tokens/s), "
-                f"{written.bytes / 1e6:,.1f} MB, {written.bytes_a_token:.1f} bytes a token"
-            )
-        accelerator.wait_for_everyone()
+        begun, progress = time.perf_counter(), self.observer.progress("the teacher's outputs")
+        written = fill_cache(self.teacher, cached, encoded, missing, accelerator.device, progress)
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        self.observer.announce(
+            f"cache: {written.tokens:,} tokens in {seconds:.0f} s ({written.tokens / seconds:,.0f} tokens/s), "
+            f"{written.bytes / 1e6:,.1f} MB, {written.bytes_a_token:.1f} bytes a token"
+        )
 
 
 def rows_of_run(opened: OpenedRun, plan: Plan | None) -> list[int]:

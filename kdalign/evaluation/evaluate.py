@@ -23,6 +23,7 @@ from kdalign.files import check_file, write_json
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
+from kdalign.ranks import entered_on_first_rank, on_first_rank
 from kdalign.registry import check_trusted
 from kdalign.runs.discovery import check_replaced
 from kdalign.runs.locks import exclusive
@@ -34,6 +35,9 @@ def evaluate(
     targets: Sequence[str], request: EvalRequest = EvalRequest(), observer: Observer | None = None
 ) -> list[EvaluationResult]:
     """Score models on splits; predictions, texts and scores are kept in files.
+
+    Several processes, as ``torchrun`` starts them, call it alike: they share what local models read, and the first one
+    asks servers and writes the files.
 
     Args:
         targets: checkpoints, runs, folders of runs or served models; if empty, the newest run below ``runs``.
@@ -61,7 +65,8 @@ def evaluate(
     device = make_accelerator(request.device).device
     identity = _identity(checked, request)
     evaluation = _Evaluation(request, out, device, observer)
-    with exclusive(out.parent, f".{out.name}.lock") as note:  # no other process writes these scores
+    lock = exclusive(out.parent, f".{out.name}.lock")  # no other process writes these scores
+    with entered_on_first_rank(lock) as note:
         if note:
             observer.announce(note)
         return evaluation.run(_with_baselines(checked, request) if request.baselines else checked, identity)
@@ -133,20 +138,23 @@ class _Evaluation:
                     self.observer.announce(f"scores so far: {partial}")
                 raise
             if _any_scores(results) and target is not targets[-1]:
-                write_json(partial, {"kind": "evaluation", "results": [result.to_json() for result in results]})
+                self._write(partial, {"kind": "evaluation"}, results)
         if _any_scores(results):
-            tree = {"kind": "evaluation", "of": identity, "results": [result.to_json() for result in results]}
-            write_json(self.out, tree)
+            self._write(self.out, {"kind": "evaluation", "of": identity}, results)
             self.observer.announce(f"scores and predictions: {self.out}, {self.out.with_suffix('')}/")
-        partial.unlink(missing_ok=True)
+        on_first_rank(lambda: partial.unlink(missing_ok=True))
         return results
+
+    def _write(self, file: Path, about: dict[str, object], results: Sequence[EvaluationResult]) -> None:
+        tree = {**about, "results": [result.to_json() for result in results]}
+        on_first_rank(lambda: write_json(file, tree))
 
     def _score(self, target: Target, output: OutputPaths) -> EvaluationResult:
         metrics = self.request.metric_names or target.default_metrics
         missing = {name: target.unsupported(name) for name in metrics}
         supported = [name for name, reason in missing.items() if reason is None]
         try:
-            result = target.measure(supported, output, self.device, self.observer)
+            result = self._measure(target, supported, output)
         except NotFinite as error:
             raise RunError(f"model {target.name!r} gives NaN: {error}; it has no score") from None
         if self.request.noise is not None:
@@ -154,6 +162,12 @@ class _Evaluation:
         if isinstance(target, Baseline):
             return result
         return replace(result, absent=(*filter(None, missing.values()), *result.absent))
+
+    def _measure(self, target: Target, metrics: Sequence[str], output: OutputPaths) -> EvaluationResult:
+        """Score a target: a local model on all ranks, which share what it reads; what has no model on the first."""
+        if isinstance(target, LocalTarget):
+            return target.measure(metrics, output, self.device, self.observer)
+        return on_first_rank(lambda: target.measure(metrics, output, self.device, self.observer))
 
     def _add_noisy_scores(
         self, result: EvaluationResult, target: Target, metrics: Sequence[str], output: OutputPaths
@@ -165,8 +179,7 @@ class _Evaluation:
             return result
         noisy = replace(target, job=target.job.with_noise(noise))  # type: ignore[type-var]  # targets are dataclasses
         scores = [
-            replace(score, metric=f"{score.metric} {noise}")
-            for score in noisy.measure(metrics, output, self.device, self.observer).scores
+            replace(score, metric=f"{score.metric} {noise}") for score in self._measure(noisy, metrics, output).scores
         ]
         note = f"{noise}: {100 * noise.rate:g} % of the words that are read have a mistake each (seed {noise.seed})"
         return replace(result, scores=(*result.scores, *scores), notes=(*result.notes, note))

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import Batch
-from kdalign.data.epochs import in_order
+from kdalign.data.batches import Batch, collate
+from kdalign.data.epochs import rows_in_order
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation.metric_names import MASKED_PPL
@@ -22,8 +22,10 @@ from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import row_blocks, vocabulary_scores
 from kdalign.models.mixtures import MixedTokens, Mixing
+from kdalign.models.sharding import needs_every_rank
 from kdalign.models.token_targets import DenseTokens
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.ranks import share_batches
 from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.version import __version__
 
@@ -37,10 +39,16 @@ TOKENS_AT_ONCE = 4096
 and a quarter at 1,024."""
 
 
+_RowPrediction = tuple[float, Array]
+"""A row's negative log-likelihood in nats, and the likeliest token at each of its targets."""
+
+
 def predict_tokens(
     model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
 ) -> TokenPredictions:
     """Predict the target tokens of a split in one pass, in the model's own precision; its mode is restored afterwards.
+
+    Ranks share the pass.
 
     Args:
         model: a model with a language-model head.
@@ -48,27 +56,65 @@ def predict_tokens(
         progress: called with the number of tokens read, and of all.
     """
     device = next(model.parameters()).device
-    nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
-    best: dict[int, Array] = {}
-    read, total = 0, int(encoded.lengths.sum())
-    if not len(encoded):
-        raise UsageError("no text has a token that could be predicted")
+    done, total = 0, int(encoded.lengths.sum())
+
+    def read(rows: list[int]) -> tuple[list[_RowPrediction], int]:
+        batch = collate(encoded, rows).to(device)
+        signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
+        assert batch.targets is not None, "a language-modelling task has targets"
+        assert signals.head is not None, "a language model has a vocabulary"
+        predicted = batch.predicted
+        scores = vocabulary_scores(signals.features[predicted], signals.head, batch.targets[predicted])
+        return _by_row(predicted, *scores), int(batch.real.sum())
+
+    joined = _Joined(encoded)
     with inference_mode(model):
-        for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
-            batch = batch.to(device)
-            signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
-            assert batch.targets is not None, "a language-modelling task has targets"
-            assert signals.head is not None, "a language model has a vocabulary"
-            predicted = batch.predicted
-            losses, likeliest = vocabulary_scores(signals.features[predicted], signals.head, batch.targets[predicted])
-            ends = predicted.sum(dim=1).cumsum(0).tolist()
-            for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
-                nll[row] = float(losses[start:end].double().sum())
-                tokens[row] = end - start
-                best[row] = likeliest[start:end].cpu().numpy()
-            read += int(batch.real.sum())
-            progress(read, total)
-    return TokenPredictions(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
+        batches = rows_in_order(encoded, TOKENS_AT_ONCE, tokens=True)
+        for rows, (found, count) in share_batches(batches, read, in_step=needs_every_rank(model)):
+            joined.add(rows, found)
+            done += count
+            progress(done, total)
+    return joined.predictions
+
+
+def _by_row(predicted: Tensor, losses: Tensor, likeliest: Tensor) -> list[_RowPrediction]:
+    """Divide the scores of a batch's targets among its rows.
+
+    Args:
+        predicted: (rows, time), true where the next token is a target.
+        losses: (targets,) in nats.
+        likeliest: (targets,) the likeliest token.
+    """
+    ends = predicted.sum(dim=1).cumsum(0).tolist()
+    return [
+        (float(losses[start:end].double().sum()), likeliest[start:end].cpu().numpy())
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+class _Joined:
+    """Predictions of rows, in whatever order they come."""
+
+    def __init__(self, encoded: TokenizedSplit) -> None:
+        """Begin without predictions.
+
+        Raises:
+            UsageError: there is no row.
+        """
+        if not len(encoded):
+            raise UsageError("no text has a token that could be predicted")
+        self._nll, self._best = np.zeros(len(encoded)), dict[int, Array]()
+
+    def add(self, rows: Sequence[int], found: Sequence[_RowPrediction]) -> None:
+        """Add the predictions of rows."""
+        for row, (nats, best) in zip(rows, found, strict=True):
+            self._nll[row], self._best[row] = nats, best
+
+    @property
+    def predictions(self) -> TokenPredictions:
+        """The predictions of all rows, in their order."""
+        best = [self._best[row] for row in range(len(self._nll))]
+        return TokenPredictions(self._nll, np.array([len(each) for each in best], dtype=np.int64), np.concatenate(best))
 
 
 def predict_token_mixture(
@@ -76,7 +122,7 @@ def predict_token_mixture(
 ) -> list[TokenPredictions]:
     """Predict the target tokens of a split by the mixture of several models, and by each of them, in one pass.
 
-    No target is read for the weights of the mixture.
+    Ranks share the pass. No target is read for the weights of the mixture.
 
     Args:
         models: models with language-model heads and one tokenizer.
@@ -87,29 +133,23 @@ def predict_token_mixture(
         The mixture's predictions, then each model's.
     """
     device = next(models[0].parameters()).device
-    who = range(1 + len(models))
-    nll, tokens = np.zeros((len(who), len(encoded))), np.zeros(len(encoded), dtype=np.int64)
-    best: dict[int, list[Array]] = {}
-    if not len(encoded):
-        raise UsageError("no text has a token that could be predicted")
-    for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
-        batch = batch.to(device)
+
+    def read(rows: list[int]) -> list[list[_RowPrediction]]:
+        batch = collate(encoded, rows).to(device)
         assert batch.targets is not None, "a language-modelling task has targets"
         predicted = batch.predicted
         targets = batch.targets[predicted]
         said = [_dense_tokens(model, batch).select(predicted) for model in models]
         unknown = MixedTokens(tuple(said), mixing, torch.full_like(targets, IGNORED)).prepared(None, None)
-        found = [_scores_in_blocks(unknown, targets), *(_scores_in_blocks(each, targets) for each in said)]
-        ends = predicted.sum(dim=1).cumsum(0).tolist()
-        for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
-            tokens[row] = end - start
-            for number, (losses, _) in enumerate(found):
-                nll[number, row] = float(losses[start:end].double().sum())
-            best[row] = [likeliest[start:end].cpu().numpy() for _, likeliest in found]
-    return [
-        TokenPredictions(nll[number], tokens, np.concatenate([best[row][number] for row in range(len(encoded))]))
-        for number in who
-    ]
+        scores = [_scores_in_blocks(unknown, targets), *(_scores_in_blocks(each, targets) for each in said)]
+        return [_by_row(predicted, *each) for each in scores]
+
+    joined = [_Joined(encoded) for _ in range(1 + len(models))]
+    batches = rows_in_order(encoded, TOKENS_AT_ONCE, tokens=True)
+    for rows, found in share_batches(batches, read, in_step=needs_every_rank(*models)):
+        for whose, own in zip(joined, found, strict=True):
+            whose.add(rows, own)
+    return [each.predictions for each in joined]
 
 
 def _dense_tokens(model: PreTrainedModel, batch: Batch) -> DenseTokens:

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import prompt_template, write_submission
 from kdalign.data.tokenization import special_frame, special_token_note
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.data.windows import tokenize_pseudo_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood, multiple_choice
-from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.adapters.classification import language_modeling_flags
 from kdalign.evaluation.generation import can_continue, describe_generation, generate
 from kdalign.evaluation.job import EvalJob, OutputPaths, add_class_scores, add_text_scores, empty_result
@@ -39,6 +40,7 @@ from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
 from kdalign.models.sentence_transformers import prompts_note
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import write_likelihoods
 from kdalign.runs.record import read_record
@@ -209,7 +211,7 @@ class LocalTarget:
     def measure(
         self, metrics: Sequence[str], output: OutputPaths, device: torch.device, observer: Observer
     ) -> EvaluationResult:
-        """Load the model once, and score it in each way that the metrics need."""
+        """Load the model once, and score it in each way that the metrics need; ranks share what the model reads."""
         result = empty_result(self.name, self.job)
         if not (metrics or self.submits):
             return result
@@ -280,6 +282,18 @@ class LocalTarget:
         assert adapter is not None, "checked"
         encoded = adapter.tokenize(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
         ours = adapter.predict(loaded.model, encoded, loaded.observer.progress(f"{self.name}: reading"))
+        return on_first_rank(lambda: self._score_predicted(result, output, metrics, encoded, ours))
+
+    def _score_predicted(
+        self,
+        result: EvaluationResult,
+        output: OutputPaths,
+        metrics: Sequence[str],
+        encoded: TokenizedSplit,
+        ours: AnyPredictions,
+    ) -> EvaluationResult:
+        adapter, examples = self.adapter, self.job.examples
+        assert adapter is not None, "checked"
         theirs = adapter.read_teacher(self.teacher_file) if self.teacher_file is not None else None
         file = output.file(self.job, ".parquet")
         adapter.write_predictions(file, ours, encoded, theirs)
@@ -314,7 +328,7 @@ class LocalTarget:
         origin = prompt_template(self.job.classification).origin
         signature = multiple_choice.signature(origin, settings.shots, settings.seed)
         result = replace(result, truncated=scores.truncated)
-        return add_class_scores(result, self.job, chosen, metrics, signature, loaded.output)
+        return on_first_rank(lambda: add_class_scores(result, self.job, chosen, metrics, signature, loaded.output))
 
     def _score_pseudo_likelihood(
         self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]
@@ -325,12 +339,17 @@ class LocalTarget:
         encoded = tokenize_pseudo_windows(self.job.examples.texts[0], loaded.tokenizer, length, within_words)
         progress = loaded.observer.progress(f"{self.name}: masking token by token")
         predictions = likelihood.predict_tokens(loaded.model, encoded, progress)
-        assert encoded.groups is not None, "rows of one text belong together"
-        file = loaded.output.file(self.job, "-pseudo.parquet")
-        write_likelihoods(file, encoded.groups, predictions.nll, predictions.tokens)
-        signature = likelihood.protocol("word-l2r" if within_words else "token", length)
-        scores = likelihood.perplexities(predictions, encoded, signature, interval=True, mark="pseudo")
-        return replace(result, scores=(*result.scores, *(score for score in scores if score.metric in metrics)))
+        groups = encoded.groups
+        assert groups is not None, "rows of one text belong together"
+
+        def score() -> EvaluationResult:
+            file = loaded.output.file(self.job, "-pseudo.parquet")
+            write_likelihoods(file, groups, predictions.nll, predictions.tokens)
+            signature = likelihood.protocol("word-l2r" if within_words else "token", length)
+            scores = likelihood.perplexities(predictions, encoded, signature, interval=True, mark="pseudo")
+            return replace(result, scores=(*result.scores, *(score for score in scores if score.metric in metrics)))
+
+        return on_first_rank(score)
 
     def _score_texts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         """Score texts that the model generates."""
@@ -345,4 +364,4 @@ class LocalTarget:
         if generation.prompts is not None:
             cases = [replace(case, prompt=generation.prompts.render(case.prompt)) for case in cases]  # as kept in files
         result = replace(result, truncated=max(result.truncated, cut))
-        return add_text_scores(result, self.job, cases, texts, metrics, signature, loaded.output)
+        return on_first_rank(lambda: add_text_scores(result, self.job, cases, texts, metrics, signature, loaded.output))

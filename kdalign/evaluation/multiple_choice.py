@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.epochs import in_order
+from kdalign.data.batches import collate
+from kdalign.data.epochs import rows_in_order
 from kdalign.data.tasks import PromptedExample
 from kdalign.data.tokenization import special_frame, start_token
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -25,7 +26,9 @@ from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
+from kdalign.models.sharding import needs_every_rank
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.ranks import share_batches
 from kdalign.runs.prediction_table import Predictions
 
 Per = Literal["answer", "byte"]
@@ -57,7 +60,7 @@ def label_scores(
     max_length: int,
     progress: ProgressCallback = no_progress,
 ) -> LabelScores:
-    """Compute the log-likelihood of every answer with a causal model, in its own precision.
+    """Compute the log-likelihood of every answer with a causal model, in its own precision. Ranks share the questions.
 
     Args:
         model: the model; its mode is restored afterwards.
@@ -164,12 +167,18 @@ def _scores(
     values = np.zeros((len(pieces), len(pieces[0])))
     encoded = TokenizedSplit({"input_ids": inputs}, None, {"input_ids": pad})
     device = next(model.parameters()).device
-    for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
-        signals = forward(model, accepted_inputs(model, batch.to(device).inputs), CaptureSpec(), None)
+
+    def score_rows(rows: list[int]) -> tuple[Array, Array, Array]:
+        inputs = collate(encoded, rows).to(device).inputs
+        signals = forward(model, accepted_inputs(model, inputs), CaptureSpec(), None)
         assert signals.head is not None, "answers are scored by a language model"
         in_batch = np.array([(line, *target) for line, row in enumerate(rows) for target in targets[row]])
         lines, numbers, labels, positions, tokens = in_batch.T
         features = signals.features[torch.from_numpy(lines).to(device), torch.from_numpy(positions).to(device)]
         nll, _ = vocabulary_scores(features, signals.head, torch.from_numpy(tokens).to(device))
-        np.subtract.at(values, (numbers, labels), nll.double().cpu().numpy())
+        return numbers, labels, nll.double().cpu().numpy()
+
+    batches = rows_in_order(encoded, TOKENS_AT_ONCE, tokens=True)
+    for _, (numbers, labels, nll) in share_batches(batches, score_rows, in_step=needs_every_rank(model)):
+        np.subtract.at(values, (numbers, labels), nll)
     return values

@@ -1,13 +1,14 @@
 """Predict classes, scores and embeddings of a split in one pass, and score them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdalign.data.epochs import in_order
+from kdalign.data.batches import collate
+from kdalign.data.epochs import rows_in_order
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import NotFinite
@@ -17,7 +18,9 @@ from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import inference_mode, pooled
+from kdalign.models.sharding import needs_every_rank
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.ranks import share_batches
 from kdalign.runs.prediction_table import Predictions
 
 ROWS_AT_ONCE = 64
@@ -32,7 +35,7 @@ def predict(
     batch_size: int = ROWS_AT_ONCE,
     progress: ProgressCallback = no_progress,
 ) -> Predictions:
-    """Predict a split in one pass, in the model's own precision; its mode is restored afterwards.
+    """Predict a split in one pass, in the model's own precision; its mode is restored afterwards. Ranks share it.
 
     Args:
         model: a classifier.
@@ -47,15 +50,32 @@ def predict(
     """
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
-    logits, done = np.empty((len(encoded), len(order)), dtype=np.float32), 0
-    with inference_mode(model):
-        for rows, batch in in_order(encoded, batch_size):
-            inputs = accepted_inputs(model, batch.to(device).inputs)
-            logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
-            done += len(rows)
-            progress(done, len(encoded))
+
+    def read(rows: list[int]) -> Array:
+        inputs = accepted_inputs(model, collate(encoded, rows).to(device).inputs)
+        found: Array = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
+        return found
+
+    logits = np.empty((len(encoded), len(order)), dtype=np.float32)
+    _fill(logits, model, rows_in_order(encoded, batch_size), read, progress)
     check_finite(logits, "logits")
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
+
+
+def _fill(
+    values: Array,
+    model: PreTrainedModel,
+    batches: Iterable[list[int]],
+    read: Callable[[list[int]], Array],
+    progress: ProgressCallback,
+) -> None:
+    """Fill an array with what a model gives for the rows of each batch."""
+    done = 0
+    with inference_mode(model):
+        for rows, found in share_batches(batches, read, in_step=needs_every_rank(model)):
+            values[rows] = found
+            done += len(rows)
+            progress(done, len(values))
 
 
 def check_finite(rows: Array, what: str) -> None:
@@ -78,16 +98,16 @@ def check_finite(rows: Array, what: str) -> None:
 def embed(
     model: PreTrainedModel, encoded: TokenizedSplit, batch_size: int = 64, progress: ProgressCallback = no_progress
 ) -> Array:
-    """Compute the embedding of every row, (rows, width), in one pass in the model's own precision."""
+    """Compute the embedding of every row, (rows, width), in one pass in the model's own precision. Ranks share it."""
     device = next(model.parameters()).device
-    embeddings, done = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32), 0
-    with inference_mode(model):
-        for rows, batch in in_order(encoded, batch_size):
-            batch = batch.to(device)
-            features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
-            embeddings[rows] = pooled(features, batch.real).float().cpu().numpy()
-            done += len(rows)
-            progress(done, len(encoded))
+
+    def read(rows: list[int]) -> Array:
+        batch = collate(encoded, rows).to(device)
+        features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
+        return pooled(features, batch.real).float().cpu().numpy()
+
+    embeddings = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32)
+    _fill(embeddings, model, rows_in_order(encoded, batch_size), read, progress)
     return embeddings
 
 

@@ -14,6 +14,8 @@ from kdalign.evaluation.decoding import pad_rows
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
+from kdalign.models.sharding import gathered, needs_every_rank
+from kdalign.ranks import share_batches
 
 PROMPT_TOKENS = 12
 NEW_TOKENS = 24
@@ -98,20 +100,25 @@ def sample_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def continue_prompts(
     model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[list[int]]:
-    """Return the tokens that follow each prompt, of which the last ones may be padding."""
+    """Return the tokens that follow each prompt, of which the last ones may be padding. Ranks share the budgets."""
     device = next(model.parameters()).device
     decodes, pad = model.config.is_encoder_decoder, settings.pad_token_id or 0  # the decoder begins anew
     used = [1 if decodes else len(prompt.ids) for prompt in prompts]
     budgets = [min(new_tokens, max_positions(model.config) - length) for length in used]
+    in_step = needs_every_rank(model)
+
+    def write(budget: int) -> dict[int, list[int]]:
+        rows = [row for row, own in enumerate(budgets) if own == budget]
+        ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not decodes)
+        settings.max_new_tokens = budget
+        output = model.generate(ids, attention_mask=mask, generation_config=settings, synced_gpus=in_step)
+        return dict(zip(rows, (output if decodes else output[:, ids.size(1) :]).tolist(), strict=True))
+
     tokens: list[list[int]] = [[] for _ in prompts]
-    with inference_mode(model):
-        for budget in sorted({budget for budget in budgets if budget > 0}):
-            rows = [row for row, own in enumerate(budgets) if own == budget]
-            ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not decodes)
-            settings.max_new_tokens = budget
-            output = model.generate(ids, attention_mask=mask, generation_config=settings)
-            for row, written in zip(rows, output if decodes else output[:, ids.size(1) :], strict=True):
-                tokens[row] = written.tolist()
+    with inference_mode(model), gathered(model):
+        for _, written in share_batches(sorted({each for each in budgets if each > 0}), write, in_step=in_step):
+            for row, new in written.items():
+                tokens[row] = new
     return tokens
 
 

@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
-from kdalign.data.batches import Batch
-from kdalign.data.epochs import in_order
+from kdalign.data.batches import Batch, collate
+from kdalign.data.epochs import in_order, rows_in_order
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import RunError, UsageError, shorten
 from kdalign.models.capture import Activations, CaptureSpec
 from kdalign.models.lm_head import LMHead, block_rows, row_blocks
+from kdalign.models.sharding import needs_every_rank
 from kdalign.models.token_targets import DenseTokens, TopTokens
 from kdalign.observer import ProgressCallback
+from kdalign.ranks import on_every_rank, share_batches
 from kdalign.teachers.base import Teacher, TermRequest
 from kdalign.teachers.cache_files import CacheFolder, CacheIndex, ShardFacts, ShardWriter
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.kept import outputs_of_term, parse_kept, unkeepable
 from kdalign.teachers.row_keys import predicting_positions, real_positions, row_keys
 from kdalign.teachers.row_outputs import Arrays, Formats, decode_rows, decode_tokens, encode_rows, names_of
@@ -183,55 +186,89 @@ class CachedTeacher:
         )
 
 
-def missing_rows(index: CacheIndex, encoded: TokenizedSplit, rows: Sequence[int]) -> list[int]:
-    """Return the rows that a cache does not hold, each content once, in their order."""
+@dataclass(frozen=True)
+class MissingRows:
+    """Rows that a cache does not hold, each content once, and the batches of a pass that have any of them.
+
+    The batches are those of a pass over all rows, whatever is there already: so what is kept of a row depends neither
+    on when a pass was stopped nor on how many ranks share it.
+
+    Attributes:
+        rows: their numbers, sorted.
+        batches: numbers of the rows of each batch, known ones included.
+    """
+
+    rows: tuple[int, ...]
+    batches: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def missing_rows(index: CacheIndex, encoded: TokenizedSplit, rows: Sequence[int]) -> MissingRows:
+    """Return the rows that a cache does not hold."""
     keys: dict[int, bytes] = {}
     for numbers, batch in in_order(encoded.take(rows), PASS_TOKENS, tokens=True):
         keys |= dict(zip(numbers, row_keys(batch), strict=True))
     first: dict[bytes, int] = {}
     for number in range(len(rows)):
         first.setdefault(keys[number], rows[number])
-    return sorted(row for key, row in first.items() if key not in index)
+    distinct, missing = sorted(first.values()), {row for key, row in first.items() if key not in index}
+    batches = rows_in_order(encoded.take(distinct), PASS_TOKENS, tokens=True)
+    asked = (tuple(distinct[number] for number in batch) for batch in batches)
+    return MissingRows(tuple(sorted(missing)), tuple(batch for batch in asked if not missing.isdisjoint(batch)))
 
 
 def fill_cache(
-    teacher: Teacher,
+    teacher: ComputedTeacher,
     cached: CachedTeacher,
     encoded: TokenizedSplit,
-    rows: Sequence[int],
+    missing: MissingRows,
     device: torch.device,
     progress: ProgressCallback,
 ) -> ShardFacts:
-    """Let a teacher read rows once, and keep its outputs.
+    """Let a teacher read rows once, and keep its outputs; ranks share the batches, and each writes shards of its own.
 
     Args:
         teacher: computes them.
         cached: the cache; it sees the new rows once it is opened again.
         encoded: the training rows.
-        rows: numbers of the rows that are missing.
+        missing: the rows that are missing.
         device: device of the teacher.
         progress: callback for tokens read and all tokens.
 
     Returns:
-        Counts of what was written.
+        Counts of what all ranks have written.
 
     Raises:
-        RunError: outputs that are not finite.
+        RunError: outputs that are not finite, on any rank.
         Unwritten: the disk is full, or writing is not permitted.
     """
-    taken = encoded.take(rows)
-    total, done, writer = int(taken.lengths.sum()), 0, ShardWriter(cached.folder)
-    try:
-        for numbers, batch in in_order(taken, PASS_TOKENS, tokens=True):
-            moved = batch.to(device)
-            signals = teacher(replace(moved, matching=None), cached.kept.spec)
-            outputs = encode_rows(moved, signals, cached.kept, cached.formats)
-            writer.add(row_keys(batch), outputs, _count(batch, outputs))
-            done += int(taken.lengths[numbers].sum())
-            progress(done, total)
-    finally:
+    wanted, writer, done = set(missing.rows), ShardWriter(cached.folder), 0
+    total = sum(int(encoded.lengths[list(batch)].sum()) for batch in missing.batches)
+
+    def read(numbers: Sequence[int]) -> None:
+        batch = collate(encoded, numbers)
+        moved = batch.to(device)
+        signals = teacher(replace(moved, matching=None), cached.kept.spec)
+        outputs = encode_rows(moved, signals, cached.kept, cached.formats)
+        new = [place for place, row in enumerate(numbers) if row in wanted]
+        keys, outputs = row_keys(batch), [outputs[place] for place in new]
+        read_for_these = batch if len(new) == len(numbers) else collate(encoded, [numbers[place] for place in new])
+        writer.add([keys[place] for place in new], outputs, _count(read_for_these, outputs))
+
+    def finish() -> ShardFacts:
         writer.flush()
-    return writer.written
+        return writer.written
+
+    try:
+        for numbers, _ in share_batches(missing.batches, read, in_step=needs_every_rank(teacher.model)):
+            done += int(encoded.lengths[list(numbers)].sum())
+            progress(done, total)
+    except BaseException:
+        writer.flush()
+        raise
+    return sum(on_every_rank(finish), ShardFacts())
 
 
 def _count(batch: Batch, rows: Sequence[Arrays]) -> ShardFacts:

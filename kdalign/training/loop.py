@@ -12,25 +12,24 @@ not decay and its moments stay.
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
 from kdalign.data.epochs import total_steps
-from kdalign.devices import on_first_rank
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError, UsageError
 from kdalign.models.architecture import first_non_finite
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
+from kdalign.ranks import on_first_rank
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder
@@ -52,7 +51,7 @@ from kdalign.training.row_order import begins_again
 from kdalign.training.run_length import MOST_TIMES, length_of
 from kdalign.training.step import Stepper, settings_of_steps
 from kdalign.training.step_reports import StepReporter, history_event
-from kdalign.training.task_trainer import Evaluate, StepData, TaskTrainer, TrainTask, announce_small_terms
+from kdalign.training.task_trainer import StepData, TaskTrainer, TrainTask, WatchedScores, announce_small_terms
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system; its pieces of every size would grow to many gigabytes."""
@@ -368,27 +367,28 @@ class Trainer:
         """Evaluate every task on its monitored texts; return true if training should stop early."""
         if not any(trainer.task.evaluate for trainer in self.trainers):
             return False
-        on_first_rank(self.accelerator, self._evaluate_all)
-        [without_gain] = broadcast_object_list([self.progress.evaluations_without_gain])
-        return self._is_patience_exhausted(without_gain)
-
-    def _evaluate_all(self) -> None:
         for trainer in self.trainers:
             if trainer.task.evaluate is not None:
-                self._evaluate(trainer, trainer.task.evaluate)
+                scores = self._evaluate(trainer, trainer.task.evaluate)
+                on_first_rank(partial(self._keep_scores, trainer, scores))
+        return self._is_patience_exhausted(on_first_rank(lambda: self.progress.evaluations_without_gain))
 
     def _is_patience_exhausted(self, evaluations_without_gain: int) -> bool:
         return self.settings.patience is not None and evaluations_without_gain >= self.settings.patience
 
-    def _evaluate(self, trainer: TaskTrainer, evaluate: Evaluate) -> None:
-        """Score the student, write the scores into the history, and rank the step."""
+    def _evaluate(self, trainer: TaskTrainer, evaluate: Callable[..., WatchedScores]) -> WatchedScores:
+        """Score the student; ranks share what it reads."""
         step = self.progress.step
         try:
-            scores = evaluate(trainer.task.learner.student, exact=step == 0)  # where it is compared with the teacher
+            return evaluate(trainer.task.learner.student, exact=step == 0)  # where it is compared with the teacher
         except NotFinite as error:
             if step == 0:
                 raise RunError(f"the student gives NaN before it is trained: {error}") from None
             raise RunError(f"the student has diverged at step {step}: {error}; lower --lr") from None
+
+    def _keep_scores(self, trainer: TaskTrainer, scores: WatchedScores) -> None:
+        """Write the scores into the history, and rank the step."""
+        step = self.progress.step
         suffix = f" of {trainer.task.name}" if self.several else ""
         if step == 0:
             values = {name: value for name, value in scores.kept.items() if isinstance(value, float)}

@@ -32,7 +32,7 @@ def fill(setting, cached, rows=None):
     if missing:
         fill_cache(setting.teacher, cached, setting.data, missing, CPU, no_progress)
     cached.open()
-    return missing
+    return list(missing.rows)
 
 
 def build_cache(setting, path, **formats):

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kdalign.data.tasks import find_task
 from kdalign.data.tasks.loading import split_exists
+from kdalign.devices import make_accelerator
 from kdalign.distillation.sequence_level.filters import LANGUAGE, FilterCandidate, Selection, select_answers
 from kdalign.distillation.sequence_level.folder import (
     GeneratedAnswer,
@@ -30,11 +31,11 @@ from kdalign.distillation.sequence_level.rows import (
 )
 from kdalign.distillation.sequence_level.settings import GenerateSettings
 from kdalign.distillation.sequence_level.teachers import AnswerWriter, describe_decoding, find_teacher
-from kdalign.environment import world_size
 from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.files import is_utf8
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
+from kdalign.ranks import entered_on_first_rank, on_first_rank
 from kdalign.runs.locks import exclusive
 from kdalign.version import __version__
 
@@ -127,8 +128,6 @@ def prepare_generation(settings: GenerateSettings, *, overwrite: bool = False) -
     Raises:
         UsageError: the first thing that is wrong.
     """
-    if world_size() > 1:
-        raise UsageError("kdalign generate runs in one process: start it without torchrun")
     task = check_task(find_task(settings.task, settings.folder, settings.dataset, settings.config), settings.task)
     _check_out(settings, task.source.folder)
     if not split_exists(task.source, task.train):
@@ -174,7 +173,8 @@ def generate(
     """Let a teacher answer the prompts of a task's training split, and write a data folder to distill from.
 
     The folder has the splits of the data, with the teacher's answers in place of train's. The same command
-    resumes one that was stopped; a folder that is complete is left as it is.
+    resumes one that was stopped; a folder that is complete is left as it is. Several processes, as ``torchrun`` starts
+    them, share the batches of a local teacher; the first one asks a server, and writes the folder.
 
     Args:
         settings: every choice (``GenerateSettings``).
@@ -192,39 +192,65 @@ def generate(
     """
     observer, begun = observer or NullObserver(), time.perf_counter()
     prepared = prepare_generation(settings, overwrite=overwrite)
-    with exclusive(prepared.folder.path) as warning:
+    accelerator = make_accelerator("cpu" if settings.served else settings.device)
+    accelerator.wait_for_everyone()  # all have checked the folder, which the first rank now writes
+    with entered_on_first_rank(exclusive(prepared.folder.path)) as warning:
         if warning:
             observer.announce(warning)
-        prepared.folder.claim(prepared.command, overwrite, settings.command)
-        if prepared.complete and not overwrite:
+        known = on_first_rank(partial(_begin, prepared, overwrite, observer))
+        if known is None:
             observer.announce(f"{settings.out} is complete already")
             return prepared.folder.read_record()
-        for note in prepared.teacher.notes:
-            observer.announce(note)
-        prepared.folder.begin(prepared.command)
-        known = len(prepared.folder.read_answers())
-        answers = _answer(prepared, observer)
-        selection = _select(prepared, answers)
-        for note in _notes(selection, answers, prepared.train.task.pairs):
-            observer.announce(note)
-        _write(prepared, selection)
-        record = _record(prepared, answers, selection)
-        record |= {"known_before": known, "seconds": round(time.perf_counter() - begun, 1)}
-        return prepared.folder.finish(record, prepared.files)
+        answers = _answer(prepared, known, observer)
+        return on_first_rank(partial(_finish, prepared, answers, len(known), begun, observer))
 
 
-def _answer(prepared: PreparedGeneration, observer: Observer) -> list[GeneratedAnswer]:
+def _begin(prepared: PreparedGeneration, overwrite: bool, observer: Observer) -> list[GeneratedAnswer] | None:
+    """Begin the folder, and return the answers that it holds; None if it is complete."""
+    prepared.folder.claim(prepared.command, overwrite, prepared.settings.command)
+    if prepared.complete and not overwrite:
+        return None
+    for note in prepared.teacher.notes:
+        observer.announce(note)
+    prepared.folder.begin(prepared.command)
+    return prepared.folder.read_answers()
+
+
+def _finish(
+    prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], known: int, begun: float, observer: Observer
+) -> dict[str, Any]:
+    """Select answers and write the data; return their record.
+
+    Args:
+        prepared: data and settings.
+        answers: all answers.
+        known: number of answers that the folder held before.
+        begun: reading of ``time.perf_counter`` as the command began.
+        observer: receives notes.
+    """
+    selection = _select(prepared, answers)
+    for note in _notes(selection, answers, prepared.train.task.pairs):
+        observer.announce(note)
+    _write(prepared, selection)
+    record = _record(prepared, answers, selection)
+    record |= {"known_before": known, "seconds": round(time.perf_counter() - begun, 1)}
+    return prepared.folder.finish(record, prepared.files)
+
+
+def _answer(
+    prepared: PreparedGeneration, known: Sequence[GeneratedAnswer], observer: Observer
+) -> list[GeneratedAnswer]:
     """Return the answers to all prompts, in their order; those that come are kept one by one.
 
     Raises:
         Interrupted: Ctrl-C.
     """
     folder, wanted = prepared.folder, prepared.wanted
-    found = {answer.key: answer for answer in folder.read_answers()}
+    found = {answer.key: answer for answer in known}
     try:
         for batch in prepared.teacher.answer(wanted, set(found), observer):
             if not prepared.settings.served:  # whose answers are kept as they arrive
-                folder.append(batch)
+                on_first_rank(partial(folder.append, batch))
             found |= {answer.key: answer for answer in batch}
     except KeyboardInterrupt:
         raise Interrupted(

@@ -26,6 +26,7 @@ from kdalign.models.checkpoint_files import Checkpoint, check_length, find_check
 from kdalign.models.heads import LANGUAGE_HEADS, head_of
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.served import OPENAI_URL, ApiModel, Prompt, RequestSampling, ServedSettings
 
 Wanted = Sequence[tuple[PromptRow, int]]
@@ -49,7 +50,7 @@ class AnswerWriter(Protocol):
     def answer(
         self, wanted: Wanted, known: set[tuple[str, int]], observer: Observer
     ) -> Iterator[list[GeneratedAnswer]]:
-        """Answer prompts in batches, but for those whose answers are known.
+        """Answer prompts in batches, but for those whose answers are known; every rank gets all answers.
 
         Raises:
             RunError: the model, its server or the budget fails.
@@ -188,7 +189,7 @@ class LocalWriter:
     def answer(
         self, wanted: Wanted, known: set[tuple[str, int]], observer: Observer
     ) -> Iterator[list[GeneratedAnswer]]:
-        """Load the model, and answer batch by batch."""
+        """Load the model, and answer batch by batch, which ranks share."""
         keys = [(prompt_key(row.prompt), draw) for row, draw in wanted]
         numbers = {number for number, key in enumerate(keys) if key in known}
         if len(numbers) == len(keys):
@@ -268,12 +269,12 @@ class ServedWriter:
     def answer(
         self, wanted: Wanted, known: set[tuple[str, int]], observer: Observer
     ) -> Iterator[list[GeneratedAnswer]]:
-        """Request the answers that the server has not given yet.
+        """Request the answers that the server has not given yet, on the first rank alone."""
+        if wanted:
+            yield on_first_rank(lambda: self._ask(wanted, observer))
 
-        Raw text ends where its line does; answers of a chat endpoint are taken whole.
-        """
-        if not wanted:
-            return
+    def _ask(self, wanted: Wanted, observer: Observer) -> list[GeneratedAnswer]:
+        """Request answers: raw text ends where its line does, answers of a chat endpoint are taken whole."""
         prompts = [self._prompt(row) for row, _ in wanted]
         limits = [self._settings.new_tokens] * len(prompts)
         sampling = [self._sampling(draw) for _, draw in wanted]
@@ -288,7 +289,7 @@ class ServedWriter:
             answers = api.answer(prompts, limits, stop, progress, sampling)
             self._record = api.record()
         texts = [one.text.rstrip() if self._task.kind in DOCUMENTS else one.text.strip() for one in answers]
-        yield [
+        return [
             GeneratedAnswer(prompt_key(row.prompt), draw, text, one.ended, False, one.prompt_tokens, one.new_tokens)
             for (row, draw), one, text in zip(wanted, answers, texts, strict=True)
         ]
