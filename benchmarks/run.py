@@ -36,6 +36,7 @@ from kdalign.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+QUICK = Path("speed-quick.json")
 PAGE = ROOT / "docs" / "performance.md"
 LONGEST = 1800
 """Seconds after which a peer's turn is given up."""
@@ -202,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder of the peers' environments, which are made there (default: in kdalign's cache)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", default=RESULTS, help=f"default {RESULTS.relative_to(ROOT)}"
+        "--out", type=Path, metavar="FILE", help=f"default {RESULTS.relative_to(ROOT)}, and with --quick {QUICK}"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="peers to measure")
     parser.add_argument("--turns", type=int, metavar="N", help="turns of each row")
@@ -229,6 +230,7 @@ def check(given: argparse.Namespace) -> None:
         setattr(given, name, folder and str(Path(folder).resolve()))
     if given.turns is not None and given.turns < 1:
         raise UsageError(f"--turns {given.turns}: 1 or more are needed")
+    given.out = given.out or (RESULTS if given.full or given.write else QUICK)
     if given.write and given.out.resolve() != RESULTS:
         raise UsageError(
             f"--write goes with the file that the page names, {RESULTS.relative_to(ROOT)}: leave out --out"

@@ -28,6 +28,7 @@ class StepReport:
         steps: number of steps of the run; an estimate where a budget of tokens decides.
         seconds_left: estimate at this speed.
         tokens_left: tokens that are still to be trained; None where the number of steps decides.
+        passes: passes over a stream that have begun; 0 for data that is held as a whole.
         task: the batch's task, if several share a student; else empty.
         on_policy: measures of the student's own texts in an on-policy step, by name; else empty.
         alarms: signs of collapse in them, by name.
@@ -54,6 +55,7 @@ class StepReport:
     sampled_per_second: float = 0.0
     trained_per_second: float = 0.0
     tokens_left: int | None = None
+    passes: int = 0
 
 
 class Observer(Protocol):

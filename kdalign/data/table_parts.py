@@ -140,7 +140,8 @@ def _reading_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"{where} cannot be unpacked: {cause_of(error)}") from None
+        cause = "it ends too early" if isinstance(error, EOFError) else cause_of(error)
+        raise UsageError(f"{where} cannot be unpacked: {cause}") from None
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {cause_of(error)}") from None
 

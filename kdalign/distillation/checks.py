@@ -169,7 +169,8 @@ def _check_own_weights(recipe: Recipe, adapter: TaskAdapter, student: Checkpoint
 def _check_from_scratch(recipe: Recipe, adapter: TaskAdapter, student: ScratchStudent) -> None:
     if adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         raise UsageError(
-            f"task {adapter.task.name!r} cannot be learned from scratch; give a checkpoint, or a task such as lm"
+            f"task {adapter.task.name!r} cannot be learned from scratch: give --student a checkpoint, or layers=N of a "
+            "teacher; a task such as lm takes new:TYPE"
         )
     teacher = student.teacher
     if teacher is not None and student.family != layout_of(teacher.config).family:

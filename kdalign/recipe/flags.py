@@ -86,7 +86,7 @@ FLAGS = (
         "--student",
         "student",
         "layers=N or layers=half (layers of the teacher; layers=N,width=N also cuts its width, as do heads, kv_heads, "
-        "feed_forward), hub id, folder, or new:TYPE,layers=N,width=N.",
+        "feed_forward), hub id, folder, or new:TYPE,layers=N,width=N",
     ),
     Flag(
         "--tokenizer",
@@ -102,7 +102,7 @@ FLAGS = (
         "cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
     ),
     Flag("--multi-task", "multi_task.together", "Train one student for all tasks, with a head each.", bool),
-    Flag("--data", "data.folder", "Folder with <split>.parquet|csv|tsv|jsonl.", metavar="DIR"),
+    Flag("--data", "data.folder", "Folder with <split>.parquet, .csv, .tsv or .jsonl.", metavar="DIR"),
     Flag("--dataset", "data.dataset", "Data set on the hub, in place of the task's own.", metavar="HUB"),
     Flag("--config", "data.config", "Configuration of the hub data set."),
     Flag("--recipe", None, "Recipe in YAML; flags win over it.", Path, "FILE"),

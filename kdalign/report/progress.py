@@ -187,8 +187,9 @@ def format_step(report: StepReport) -> str:
     terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
     of = f" {report.task}" if report.task else ""
     about = "" if report.tokens_left is None else "~"
+    place = f"pass {report.passes}" if report.passes else f"epoch {report.epoch:.2f}"
     return (
-        f"step {report.step}/{about}{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
+        f"step {report.step}/{about}{report.steps}{of} {place} loss {report.loss:.4f} {terms} "
         f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
         f"{_sampling(report)}{_left(report)}"
     )

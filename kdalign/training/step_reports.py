@@ -58,6 +58,7 @@ class StepReporter:
             tokens_per_second=(progress.tokens - started.tokens) / seconds,
             seconds_left=max(0, here.total - here.done) / speed,
             tokens_left=self.length.tokens_left(progress),
+            passes=progress.stream["passes"] + 1 if progress.stream else 0,
             temperature=objective.temperature,
             task=trainer.task.name if self.several else "",
             sampled_per_second=sampled,
@@ -68,7 +69,8 @@ class StepReporter:
 def history_event(report: StepReport) -> dict[str, Any]:
     """A step's values that are the same in every repetition of the run: no clock; optional ones only if set."""
     event = asdict(report)
-    for key in ("steps", "seconds_left", "tokens_left", *(key for key in event if key.endswith("_per_second"))):
+    speeds = [key for key in event if key.endswith("_per_second")]
+    for key in ("steps", "seconds_left", "tokens_left", "passes", *speeds):
         del event[key]
     optional = ("weights", "layers", "temperature", "task", "on_policy", "alarms")
     return {key: value for key, value in event.items() if value or key not in optional}
