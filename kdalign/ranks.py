@@ -8,6 +8,7 @@ files. An error on one rank is raised on all. A process that runs alone is the o
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -51,6 +52,7 @@ def on_every_rank(work: Callable[[], _Result]) -> list[_Result]:
         result = work()
     except Exception as error:  # whatever it is, the other ranks wait for it
         failed = error
+        clear_frames(error.__traceback__)  # which may hold the memory that ran out
     said = gather((result, None if failed is None else _described(failed)))
     if failed is not None:
         raise failed

@@ -130,7 +130,7 @@ class FolderOptions:
         "--keep 'words<=12' --new-tokens 32",
         "kdalign generate --teacher openai:gpt-4o --task chat --data ./chats --out ./answers --max-requests 500",
         "kdalign generate --teacher ./llama --task lm:text --data ./texts --out ./stories --dry-run",
-        "torchrun --nproc_per_node 2 -m kdalign generate --teacher ./marian --task multi30k --data ./m30k --out ./de",
+        "torchrun --nproc_per_node 2 -m kdalign generate --teacher ./llama --task aeslc --data ./aeslc --out ./kept",
         "kdalign distill --teacher ./marian --student layers=2 --task multi30k --data ./multi30k-marian",
     )
 )

@@ -140,7 +140,7 @@ class TaskAdapter(Protocol):
     def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
     ) -> AnyPredictions:
-        """Predict a split tokenized with ``scored``, in the model's own precision.
+        """Predict a split tokenized with ``scored``, in the model's own precision; all ranks call it, and share it.
 
         Raises:
             NotFinite: the model gives NaN.

@@ -2,11 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from kdalign.data.tasks.generation_cases import GenerationCase
+from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.devices import make_accelerator
+from kdalign.evaluation.decoding import GenerationSettings
+from kdalign.evaluation.generation import generate
+from kdalign.evaluation.predictions import embed
+from kdalign.models.architecture import blocks
+from kdalign.models.layouts import LAYOUTS
+from kdalign.models.sharding import needs_every_rank
+from kdalign.observer import no_progress
 from kdalign.teachers.cache_files import CacheFolder, CacheIndex
 from support.answering_server import answering_server
 from support.family_setting import model, tokenizer
@@ -211,3 +225,46 @@ def arrays_of(folder):
         with safe_open(str(file), framework="pt") as shard:
             names |= {name for name in shard.keys() if not name.startswith("lines of ") and name != "row keys"}
     return sorted(names)
+
+
+SHARDED = ("bert", "gpt2", "t5")
+
+
+def test_a_model_that_is_sharded_over_ranks_is_read_in_step():
+    done = run([*TORCHRUN, "3", str(Path(__file__).resolve())])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line for line in done.stdout.splitlines() if line.endswith("same")] == [f"{kind}: same" for kind in SHARDED]
+
+
+def compare_sharded() -> None:
+    """On each of three ranks: what a model gives before and after it is sharded, in five batches."""
+    accelerator = make_accelerator("cpu")
+    texts = sentences(20, 3)[0]
+    for kind in SHARDED:
+        pieces, net = tokenizer(LAYOUTS[kind].family), model(kind)
+        net = net.base_model if kind == "bert" else net
+        rows = TokenizedSplit({"input_ids": pieces(texts)["input_ids"]}, None, {"input_ids": pieces.pad_token_id})
+        settings = GenerationSettings(new_tokens=7, rows=4, max_length=24)
+
+        def read(net=net, pieces=pieces, rows=rows, settings=settings, kind=kind):
+            if kind == "bert":
+                return embed(net, rows, batch_size=4)
+            return generate(net, pieces, [GenerationCase(text, ("",)) for text in texts], settings, no_progress)[0]
+
+        expected = read()
+        assert not needs_every_rank(net)
+        mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+        for layer in dict.fromkeys(blocks(net).values()):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        assert needs_every_rank(net)
+        with torch.no_grad():  # the first forward is of the whole model
+            net(torch.ones(1, 1).long(), **({"decoder_input_ids": torch.ones(1, 1).long()} if kind == "t5" else {}))
+        assert np.array_equal(read(), expected), kind
+        if accelerator.is_main_process:
+            print(f"{kind}: same", flush=True)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    compare_sharded()
