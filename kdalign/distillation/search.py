@@ -15,6 +15,7 @@ import numpy as np
 from kdalign.data.tasks import ClassificationTask, find_task, hold_out
 from kdalign.data.tasks.unlabelled import REST
 from kdalign.distillation.ablation_runner import AblationObserver, ablate
+from kdalign.distillation.engines import Engine, LocalEngine
 from kdalign.distillation.splits import training_examples
 from kdalign.errors import RunError, UsageError
 from kdalign.evaluation.adapters import adapter_for
@@ -53,7 +54,7 @@ def search(
     out: Path,
     watcher: AblationObserver | None = None,
     *,
-    jobs: int = 1,
+    engine: Engine = LocalEngine(),
 ) -> tuple[AblationSpec, list[Candidate]]:
     """Choose each arm's best settings; return the ablation with them, and all candidates.
 
@@ -62,7 +63,7 @@ def search(
         space: recipe keys with the values to try, in the order in which they are searched.
         out: folder of slices and runs; the same call resumes after a stop.
         watcher: receives progress.
-        jobs: number of runs at a time.
+        engine: where the runs are made.
 
     Raises:
         UsageError: tasks without classes or scores, or an arm that cannot be carried out.
@@ -81,7 +82,7 @@ def search(
         }
         arms = {name: {**ablation.arms[arm], **settings} for name, (arm, settings) in candidates.items()}
         try:
-            ablate(replace(on_slices, arms=arms), out / "runs", watcher, jobs=jobs, drop=True)
+            ablate(replace(on_slices, arms=arms), out / "runs", watcher, engine=engine, drop=True)
         except RunError as error:  # a learning rate at which training diverges is not chosen; its line says why
             watcher.observer.announce(f"{key}: {error}")
         results = read_all_archived(out / "runs")

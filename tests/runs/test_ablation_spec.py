@@ -20,6 +20,7 @@ from kdalign.comparison.budgets import arm_budget_notes
 from kdalign.comparison.compare import CompareOptions, build_table, compare
 from kdalign.data.tasks import DataSource, load_examples
 from kdalign.data.tasks.glue import GLUE
+from kdalign.distillation.engines import LocalEngine
 from kdalign.distillation.search import _settings, search
 from kdalign.errors import RunError, UsageError
 from kdalign.runs import archive
@@ -482,7 +483,7 @@ def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp
     ablation = build_ablation(None, flags, arms="labels,soft", seeds="2")
     (folder / "validation.parquet").write_bytes(b"nobody reads it")
     chosen, tried = search(
-        ablation, {"train.lr": [1e-9, 2e-3], "objective.temperature": [2.0, 4.0]}, tmp_path / "s", jobs=2
+        ablation, {"train.lr": [1e-9, 2e-3], "objective.temperature": [2.0, 4.0]}, tmp_path / "s", engine=LocalEngine(2)
     )
     assert {arm: changes["train.lr"] for arm, changes in chosen.arms.items()} == {"labels": 2e-3, "soft": 2e-3}
     assert chosen.base == ablation.base
