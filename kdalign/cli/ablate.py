@@ -17,14 +17,12 @@ from kdalign.errors import UsageError, unknown
 from kdalign.recipe.flags import pick_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kdalign.distillation.ablation_runner import AblationProgress
+    from kdalign.distillation.ablation_runner import AblationObserver
     from kdalign.distillation.engines import Engine
     from kdalign.observer import Observer
-    from kdalign.report.progress import ConsoleObserver
     from kdalign.runs.ablation_spec import AblationSpec, Trial
     from kdalign.runs.archive import ArchivedRun
+    from kdalign.runs.search_space import Space
 
 _WHAT = "What is compared"
 _CLUSTER = "On which machines"
@@ -62,8 +60,21 @@ class ComparedOptions:
     search: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=V,V",
-            help="First choose a key's value for each arm on a slice of train; repeatable, one key after the other.",
+            metavar="KEY=V,V|KEY=LOW..HIGH[,log]",
+            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search); repeatable.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Settings that --search tries for each arm. Default 20.", rich_help_panel=_WHAT),
+    ] = None
+    search_storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="Where --search keeps its trials: a journal, or a database such as sqlite:///search.db. Default a "
+            "journal in --out.",
             rich_help_panel=_WHAT,
         ),
     ] = None
@@ -80,22 +91,19 @@ class ComparedOptions:
         ),
     ] = None
 
-    @property
-    def space(self) -> dict[str, list[Any]]:
-        """The values to search, by recipe key.
+    def space(self, file: Path | None) -> "Space":
+        """What is searched, by recipe key, of a recipe file and the options.
 
         Raises:
-            UsageError: a key is given twice, or --search-only without a key.
+            UsageError: a key is given twice, or options of a search without a key.
         """
-        from kdalign.runs.ablation_spec import parse_sweep
+        from kdalign.runs.search_space import read_space
 
-        space: dict[str, list[Any]] = {}
-        for key, values in (parse_sweep(text, "--search") for text in self.search or ()):
-            if key in space:
-                raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
-            space[key] = values
-        if self.search_only and not space:
-            raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
+        space = read_space(file, self.search or ())
+        given = {"--search-only": self.search_only, "--trials": self.trials, "--search-storage": self.search_storage}
+        needs = next((option for option, value in given.items() if value), None)
+        if needs is not None and not space:
+            raise UsageError(f"{needs} needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
         return space
 
     @property
@@ -208,7 +216,11 @@ def ablate(
     flags = {**source.flags, **training.flags}
     allowed = trust_code(flags.pop("allow", None), (source.code, compared.code), CHECKS)
     ablation = _specify(source, flags | ({"allow": allowed} if allowed else {}), compared, options.out)
-    space = compared.space
+    space = compared.space(source.file)
+    if space:
+        from kdalign.distillation.search import check_search
+
+        check_search(ablation, space)
     if options.dry_run:
         with machines.open(options.jobs) as engine:
             _show_trials(ablation, options, engine, as_json)
@@ -219,16 +231,16 @@ def ablate(
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
     watcher = new_watcher()
     with machines.open(options.jobs) as engine, watcher.filling() as report:
-        if space:
-            ablation, tried = _search(ablation, space, options, engine, watcher, report)
-            if compared.search_only:
-                if as_json:
-                    show(json.dumps(tried, indent=2))
-                return
         from kdalign.distillation.ablation_runner import AblationObserver
         from kdalign.distillation.ablation_runner import ablate as run
 
         observer = AblationObserver(watcher, _quiet, report)
+        if space:
+            ablation, tried = _search(ablation, compared, space, options, engine, observer)
+            if compared.search_only:
+                if as_json:
+                    show(json.dumps(tried, indent=2))
+                return
         overwrite = options.overwrite and not space  # a search has replaced what was there
         kept = run(ablation, options.out, observer, engine=engine, overwrite=overwrite, drop=options.drop_runs)
     _show_table(ablation, kept, compared.against, options.out, as_json)
@@ -266,19 +278,19 @@ def _show_trials(ablation: "AblationSpec", options: AblationOptions, engine: "En
 
 def _search(
     ablation: "AblationSpec",
-    space: dict[str, list[Any]],
+    compared: ComparedOptions,
+    space: "Space",
     options: AblationOptions,
     engine: "Engine",
-    watcher: "ConsoleObserver",
-    report: "Callable[[AblationProgress], None]",
+    observer: "AblationObserver",
 ) -> "tuple[AblationSpec, list[dict[str, Any]]]":
     """Search each arm's settings and write them into the ablation's folder.
 
     Returns:
         The ablation with the chosen settings, and all candidates with their scores.
     """
-    from kdalign.distillation.ablation_runner import AblationObserver, check_ablation
-    from kdalign.distillation.search import search
+    from kdalign.distillation.ablation_runner import check_ablation
+    from kdalign.distillation.search import TRIALS, SearchSettings, search
     from kdalign.files import read_json, write_json
     from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
 
@@ -288,8 +300,8 @@ def _search(
         check_ablation(ablation, out, overwrite=True)
         remove_ablation(out)
     check_same(ablation, out, arms=False)
-    observer = AblationObserver(watcher, _quiet, report)
-    chosen, candidates = search(ablation, space, out / SEARCH, observer, engine=engine)
+    settings = SearchSettings(space, compared.trials or TRIALS, compared.search_storage, options.overwrite)
+    chosen, candidates = search(ablation, settings, out / SEARCH, observer, engine=engine)
     tried, file = [asdict(candidate) for candidate in candidates], out / SEARCH / TRIED
     before = read_json(file) if file.is_file() else []
     if not isinstance(before, list) or not all(isinstance(row, dict) and "arm" in row for row in before):
