@@ -60,8 +60,9 @@ class ComparedOptions:
     search: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=V,V|KEY=LOW..HIGH[,log]",
-            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search); repeatable.",
+            metavar="KEY=V,V",
+            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search), from values or "
+            "a range, LOW..HIGH or LOW..HIGH,log; repeatable.",
             rich_help_panel=_WHAT,
         ),
     ] = None
@@ -72,7 +73,7 @@ class ComparedOptions:
     search_storage: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|URL",
+            metavar="FILE",
             help="Where --search keeps its trials: a journal, or a database such as sqlite:///search.db. Default a "
             "journal in --out.",
             rich_help_panel=_WHAT,
@@ -139,16 +140,16 @@ class EngineOptions:
     engine: Annotated[
         str,
         typer.Option(
-            metavar="local|ray",
-            help="Where the runs are made: in processes here, or on the nodes of a Ray cluster (extra ray).",
+            help="local: runs in processes on this machine; ray: on the nodes of a Ray cluster (extra ray).",
             rich_help_panel=_CLUSTER,
         ),
     ] = "local"
     ray_address: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|HOST:PORT",
-            help="A cluster that this machine belongs to. Default $RAY_ADDRESS, or else one of this machine alone.",
+            metavar="HOST:PORT",
+            help="A cluster that this machine belongs to, or auto for the one that runs here. Default $RAY_ADDRESS, or else "
+            "one of this machine alone.",
             rich_help_panel=_CLUSTER,
         ),
     ] = None
