@@ -61,8 +61,8 @@ class ComparedOptions:
         list[str] | None,
         typer.Option(
             metavar="KEY=V,V",
-            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search), from values or "
-            "a range, LOW..HIGH or LOW..HIGH,log; repeatable.",
+            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search), from values "
+            "or a range, LOW..HIGH or LOW..HIGH,log; repeatable.",
             rich_help_panel=_WHAT,
         ),
     ] = None
@@ -148,8 +148,8 @@ class EngineOptions:
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="A cluster that this machine belongs to, or auto for the one that runs here. Default $RAY_ADDRESS, or else "
-            "one of this machine alone.",
+            help="A cluster that this machine belongs to, or auto for the one that runs here. Default $RAY_ADDRESS, or "
+            "else one of this machine alone.",
             rich_help_panel=_CLUSTER,
         ),
     ] = None
