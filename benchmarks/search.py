@@ -100,7 +100,7 @@ def by_optuna(
     """Choose as ``--search`` does: the score of the choice, and the share of the training that was not pruned."""
     space = {key: tuple(inner) for key, inner in values.items()}
     storage = optuna.storages.InMemoryStorage()
-    study = ArmStudy("joint", space, OWN, trials, seed, open_study(storage, "joint", space, OWN, {}))
+    study = ArmStudy("joint", space, trials, seed, open_study(storage, "joint", space, OWN, {}))
     trained = []
     while (attempt := study.ask()) is not None:
         results = table[tuple(attempt.settings[key] for key in OWN)]

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -210,7 +211,8 @@ class RayPool:
         import ray
 
         for reference in self._running:
-            ray.cancel(reference, force=True)
+            with suppress(ray.exceptions.RayError):  # the cluster itself may be lost
+                ray.cancel(reference, force=True)
         (self.settings.out / MARK).unlink(missing_ok=True)
 
     @property

@@ -160,7 +160,7 @@ def _open_studies(ablation: AblationSpec, settings: SearchSettings, out: Path) -
         recipe = next(trial.recipe for trial in ablation.trials(Path("runs")) if trial.arm == arm).flat()
         of = {key: value for key, value in recipe.items() if key not in _ELSEWHERE} | {"data.task": ablation.tasks}
         study = open_study(storage, name, space, own, of)
-        studies.append(ArmStudy(arm, space, own, settings.trials, SEED, study))
+        studies.append(ArmStudy(arm, space, settings.trials, SEED, study))
     return studies
 
 

@@ -118,14 +118,12 @@ class ArmStudy:
 
     Attributes:
         space: what is chosen from, the keys that make a difference to the arm.
-        own: settings that the arm has anyway, as far as they are in the space; they are tried first.
         trials: number of different settings to try.
         seed: seed of the draws.
     """
 
     arm: str
     space: Space
-    own: Mapping[str, Any]
     trials: int
     seed: int
     study: "Study"
@@ -254,7 +252,7 @@ def open_study(
         storage: where it is kept.
         name: its name there.
         space: what is chosen from.
-        own: settings to try first.
+        own: settings that the arm has anyway, as far as they are in the space; they are tried first.
         of: what decides a trial's score beside its settings, by name.
 
     Raises:

@@ -13,7 +13,7 @@ SPACE = {"train.lr": Range(1e-5, 1e-3, log=True), "train.freeze": ("", "embeddin
 
 def study_in(folder, space=SPACE, trials=12, own=None, of=None):
     storage = open_storage(None, folder / "study.journal")
-    return ArmStudy("joint", space, {}, trials, 0, open_study(storage, "joint", space, own or {}, of or {}))
+    return ArmStudy("joint", space, trials, 0, open_study(storage, "joint", space, own or {}, of or {}))
 
 
 def value(settings):
@@ -103,7 +103,7 @@ def test_another_search_in_the_same_place_is_refused_by_what_differs(tmp_path):
 
 def test_a_database_keeps_studies_as_a_journal_does(tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path}/search.db", tmp_path / "unused")
-    study = ArmStudy("joint", SPACE, {}, 3, 0, open_study(storage, "joint", SPACE, {}, {}))
+    study = ArmStudy("joint", SPACE, 3, 0, open_study(storage, "joint", SPACE, {}, {}))
     assert take(study) == take(study_in(tmp_path / "journal", trials=3))
     assert not (tmp_path / "unused").exists()
     with pytest.raises(UsageError, match="cannot open the search's storage 'nosuch://x'"):
