@@ -27,6 +27,7 @@ from kdalign.distillation.search_study import (
     open_study,
 )
 from kdalign.errors import Interrupted, RunError, UsageError
+from kdalign.files import check_links, check_writable
 from kdalign.runs.ablation_spec import AblationSpec, Trial
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.locks import exclusive
@@ -94,32 +95,39 @@ def search(
         Interrupted: a signal arrived; the same call resumes the trials under way.
     """
     watcher = watcher or AblationObserver()
+    tell = watcher.observer.announce
     check_search(ablation, settings.space)
-    if settings.fresh:
-        shutil.rmtree(out, ignore_errors=True)
-    on_slices = replace(ablation, base=base_on_slices(ablation, out / "data"), seeds=(SEED,))
-    engine.check(on_slices.trials(out / "runs"))
-    studies = _open_studies(ablation, settings, out)
-    pool_settings = PoolSettings(
-        settings.trials * len(studies), out, False, watcher.run_observer, watcher.observer.announce
-    )
+    check_links(out)
+    check_writable(out)
     with exclusive(out) as note:
-        for line in (note, *_beginning(settings, studies)):
-            if line:
-                watcher.observer.announce(line)
+        if note:
+            tell(note)
+        if settings.fresh:
+            for folder in ("data", "runs"):
+                shutil.rmtree(out / folder, ignore_errors=True)
+        on_slices = replace(ablation, base=base_on_slices(ablation, out / "data"), seeds=(SEED,))
+        engine.check(on_slices.trials(out / "runs"))
+        studies = _open_studies(ablation, settings, out)
+        for line in _beginning(settings, studies):
+            tell(line)
+        most = settings.trials * len(studies)
+        pool_settings = PoolSettings(most, out, False, watcher.run_observer, tell)
         with first_signal(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as stopped, engine.open(pool_settings) as pool:
             _Search(on_slices, studies, out / "runs", pool, watcher).run(stopped)
-    candidates = {study.arm: study.candidates() for study in studies}
+        candidates = {study.arm: study.candidates() for study in studies}
     chosen = {arm: _best(arm, own) for arm, own in candidates.items()}
     for arm, best in chosen.items():
-        own = candidates[arm]
-        pruned, failed = sum(one.pruned for one in own), sum(bool(one.failed) for one in own)
-        watcher.observer.announce(
-            f"{arm}: {_words(best.settings)}, {best.score:.2f} on the slice of train, the best of {len(own)} trials "
-            f"({pruned} pruned, {failed} failed)"
-        )
+        tell(_choice(arm, best, candidates[arm]))
     arms = {arm: {**changes, **chosen[arm].settings} for arm, changes in ablation.arms.items()}
     return replace(ablation, arms=arms), [one for own in candidates.values() for one in own]
+
+
+def _choice(arm: str, best: Candidate, candidates: Sequence[Candidate]) -> str:
+    pruned, failed = sum(one.pruned for one in candidates), sum(bool(one.failed) for one in candidates)
+    return (
+        f"{arm}: {_words(best.settings)}, {best.score:.2f} on the slice of train, the best of {len(candidates)} trials "
+        f"({pruned} pruned, {failed} failed)"
+    )
 
 
 def _beginning(settings: SearchSettings, studies: Sequence[ArmStudy]) -> Iterator[str]:

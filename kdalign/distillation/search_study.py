@@ -283,12 +283,16 @@ def open_study(
 def open_storage(given: str | None, default: Path) -> "BaseStorage":
     """Open the storage of studies: a journal file, or a database by its URL.
 
+    Args:
+        given: the user's own.
+        default: a journal otherwise, in a folder that this process has locked.
+
     Raises:
         UsageError: Optuna is not installed, or the storage cannot be opened.
     """
     check_installed()
     import optuna
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _quiet(), library_errors(f"cannot open the search's storage {given or str(default)!r}"):
@@ -296,7 +300,9 @@ def open_storage(given: str | None, default: Path) -> "BaseStorage":
             return optuna.storages.get_storage(given)
         file = Path(given) if given is not None else default
         file.parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+        if given is None:  # a killed process may have left its lock
+            Path(f"{file}.lock").unlink(missing_ok=True)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
 
 
 def check_installed() -> None:

@@ -44,6 +44,13 @@ def test_a_search_that_is_stopped_draws_what_it_would_have_drawn(tmp_path):
     assert len(more) == 2, "more trials go on from there"
 
 
+def test_a_lock_that_a_killed_process_left_does_not_hold_up_the_next_one(tmp_path):
+    take(study_in(tmp_path), most=1)
+    (tmp_path / "study.journal.lock").touch()
+    assert len(take(study_in(tmp_path), most=1)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["study.journal"]
+
+
 def test_an_attempt_under_way_goes_on_with_the_tasks_that_are_left(tmp_path):
     attempt = study_in(tmp_path).ask()
     attempt.add_score("rte", 50.0)
