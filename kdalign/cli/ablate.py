@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,15 +17,16 @@ from kdalign.errors import UsageError, unknown
 from kdalign.recipe.flags import pick_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kdalign.distillation.ablation_runner import AblationProgress
+    from kdalign.distillation.ablation_runner import AblationObserver
+    from kdalign.distillation.engines import Engine
     from kdalign.observer import Observer
-    from kdalign.report.progress import ConsoleObserver
     from kdalign.runs.ablation_spec import AblationSpec, Trial
     from kdalign.runs.archive import ArchivedRun
+    from kdalign.runs.search_space import Space
 
 _WHAT = "What is compared"
+_CLUSTER = "On which machines"
+_ENGINES = ("local", "ray")
 _RECIPE = pick_flags(
     "teacher base_url top_logprobs max_requests check_teacher student task data dataset config recipe preset set term"
 )
@@ -59,7 +61,21 @@ class ComparedOptions:
         list[str] | None,
         typer.Option(
             metavar="KEY=V,V",
-            help="First choose a key's value for each arm on a slice of train; repeatable, one key after the other.",
+            help="First choose a key's value for each arm on a slice of train, by Optuna (extra search), from values "
+            "or a range, LOW..HIGH or LOW..HIGH,log; repeatable.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Settings that --search tries for each arm. Default 20.", rich_help_panel=_WHAT),
+    ] = None
+    search_storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where --search keeps its trials: a journal, or a database such as sqlite:///search.db. Default a "
+            "journal in --out.",
             rich_help_panel=_WHAT,
         ),
     ] = None
@@ -76,22 +92,19 @@ class ComparedOptions:
         ),
     ] = None
 
-    @property
-    def space(self) -> dict[str, list[Any]]:
-        """The values to search, by recipe key.
+    def space(self, file: Path | None) -> "Space":
+        """What is searched, by recipe key, of a recipe file and the options.
 
         Raises:
-            UsageError: a key is given twice, or --search-only without a key.
+            UsageError: a key is given twice, or options of a search without a key.
         """
-        from kdalign.runs.ablation_spec import parse_sweep
+        from kdalign.runs.search_space import read_space
 
-        space: dict[str, list[Any]] = {}
-        for key, values in (parse_sweep(text, "--search") for text in self.search or ()):
-            if key in space:
-                raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
-            space[key] = values
-        if self.search_only and not space:
-            raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
+        space = read_space(file, self.search or ())
+        given = {"--search-only": self.search_only, "--trials": self.trials, "--search-storage": self.search_storage}
+        needs = next((option for option, value in given.items() if value), None)
+        if needs is not None and not space:
+            raise UsageError(f"{needs} needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
         return space
 
     @property
@@ -104,7 +117,14 @@ class ComparedOptions:
 class AblationOptions:
     """Options that say where and how an ablation's runs are made."""
 
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at a time. Default 1, and with --engine ray as many as the nodes have room for. On one machine "
+            "they divide the cores.",
+        ),
+    ] = None
     out: Annotated[Path, typer.Option(metavar="DIR", help="The ablation's folder.")] = Path("runs/ablation")
     drop_runs: Annotated[
         bool, typer.Option("--drop-runs", help="Remove each run's folder with its student once its result is archived.")
@@ -113,12 +133,69 @@ class AblationOptions:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options that say on which machines an ablation's runs are made."""
+
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: runs in processes on this machine; ray: on the nodes of a Ray cluster (extra ray).",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = "local"
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A cluster that this machine belongs to, or auto for the one that runs here. Default $RAY_ADDRESS, or "
+            "else one of this machine alone.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of a run, such as 0.5. Default 1 if a node has any.", rich_help_panel=_CLUSTER),
+    ] = None
+    cpus_per_run: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cores of a run. Default those of the smallest node, and 1 with GPUs.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None
+
+    @contextmanager
+    def open(self, jobs: int | None) -> "Iterator[Engine]":
+        """Yield the engine, connected to its cluster.
+
+        Raises:
+            UsageError: an unknown engine, options of another one, or no cluster.
+        """
+        own = {name: value for name, value in asdict(self).items() if name != "engine" and value is not None}
+        if self.engine not in _ENGINES:
+            raise unknown("engine", self.engine, _ENGINES)
+        if self.engine == "local":
+            if own:
+                raise UsageError(f"--{next(iter(own)).replace('_', '-')} is for --engine ray")
+            from kdalign.distillation.engines import LocalEngine
+
+            yield LocalEngine(jobs or 1)
+            return
+        from kdalign.distillation.ray_engine import RayEngine
+
+        with RayEngine(self.ray_address, jobs, self.cpus_per_run, self.gpus_per_run) as engine:
+            yield engine
+
+
 @app.command(
     epilog=examples(
         "kdalign ablate --teacher ./teacher --student layers=half --task sst2 --data ./sst2 --seeds 5",
         "kdalign ablate --teacher ./bert --student layers=2 --task cola,mrpc,rte --data ./glue --arms labels,joint",
         "kdalign ablate --teacher ./bert --task rte --data ./glue --arms joint --sweep align.map=uniform,cka,last",
         "kdalign ablate --recipe ablation.yaml --jobs 2 --out ablations/map",
+        "kdalign ablate --recipe ablation.yaml --engine ray --ray-address auto --drop-runs",
     )
 )
 @with_options
@@ -127,6 +204,7 @@ def ablate(
     compared: ComparedOptions,
     training: Annotated[RecipeSource, _BUDGET + _REST],
     options: AblationOptions,
+    machines: EngineOptions,
     as_json: Json = False,
 ) -> None:
     """Train every arm on every task with every seed on one budget, and test which differences are significant.
@@ -139,29 +217,33 @@ def ablate(
     flags = {**source.flags, **training.flags}
     allowed = trust_code(flags.pop("allow", None), (source.code, compared.code), CHECKS)
     ablation = _specify(source, flags | ({"allow": allowed} if allowed else {}), compared, options.out)
-    space = compared.space
+    space = compared.space(source.file)
+    if space:
+        from kdalign.distillation.search import check_search
+
+        check_search(ablation, space)
     if options.dry_run:
-        _show_trials(ablation, options, as_json)
+        with machines.open(options.jobs) as engine:
+            _show_trials(ablation, options, engine, as_json)
         return
     from kdalign.environment import world_size
 
     if world_size() > 1:
         raise UsageError("ablate makes its own processes (--jobs); start it without torchrun")
     watcher = new_watcher()
-    with watcher.filling() as report:
-        if space:
-            ablation, tried = _search(ablation, space, options, watcher, report)
-            if compared.search_only:
-                if as_json:
-                    show(json.dumps(tried, indent=2))
-                return
+    with machines.open(options.jobs) as engine, watcher.filling() as report:
         from kdalign.distillation.ablation_runner import AblationObserver
         from kdalign.distillation.ablation_runner import ablate as run
 
         observer = AblationObserver(watcher, _quiet, report)
+        if space:
+            ablation, tried = _search(ablation, compared, space, options, engine, observer)
+            if compared.search_only:
+                if as_json:
+                    show(json.dumps(tried, indent=2))
+                return
         overwrite = options.overwrite and not space  # a search has replaced what was there
-        drop, jobs = options.drop_runs, options.jobs
-        kept = run(ablation, options.out, observer, jobs=jobs, overwrite=overwrite, drop=drop)
+        kept = run(ablation, options.out, observer, engine=engine, overwrite=overwrite, drop=options.drop_runs)
     _show_table(ablation, kept, compared.against, options.out, as_json)
 
 
@@ -184,11 +266,12 @@ def _specify(source: RecipeSource, flags: Mapping[str, Any], compared: ComparedO
     return ablation
 
 
-def _show_trials(ablation: "AblationSpec", options: AblationOptions, as_json: bool) -> None:
+def _show_trials(ablation: "AblationSpec", options: AblationOptions, engine: "Engine", as_json: bool) -> None:
     with error_console().status("checking"):
         from kdalign.distillation.ablation_runner import check_ablation
 
         trials = check_ablation(ablation, options.out, options.overwrite)
+        engine.check(trials)
     from kdalign.report.dry_run import trials_table
 
     show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
@@ -196,18 +279,19 @@ def _show_trials(ablation: "AblationSpec", options: AblationOptions, as_json: bo
 
 def _search(
     ablation: "AblationSpec",
-    space: dict[str, list[Any]],
+    compared: ComparedOptions,
+    space: "Space",
     options: AblationOptions,
-    watcher: "ConsoleObserver",
-    report: "Callable[[AblationProgress], None]",
+    engine: "Engine",
+    observer: "AblationObserver",
 ) -> "tuple[AblationSpec, list[dict[str, Any]]]":
     """Search each arm's settings and write them into the ablation's folder.
 
     Returns:
         The ablation with the chosen settings, and all candidates with their scores.
     """
-    from kdalign.distillation.ablation_runner import AblationObserver, check_ablation
-    from kdalign.distillation.search import search
+    from kdalign.distillation.ablation_runner import check_ablation
+    from kdalign.distillation.search import TRIALS, SearchSettings, search
     from kdalign.files import read_json, write_json
     from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
 
@@ -217,8 +301,8 @@ def _search(
         check_ablation(ablation, out, overwrite=True)
         remove_ablation(out)
     check_same(ablation, out, arms=False)
-    observer = AblationObserver(watcher, _quiet, report)
-    chosen, candidates = search(ablation, space, out / SEARCH, observer, jobs=options.jobs)
+    settings = SearchSettings(space, compared.trials or TRIALS, compared.search_storage, options.overwrite)
+    chosen, candidates = search(ablation, settings, out / SEARCH, observer, engine=engine)
     tried, file = [asdict(candidate) for candidate in candidates], out / SEARCH / TRIED
     before = read_json(file) if file.is_file() else []
     if not isinstance(before, list) or not all(isinstance(row, dict) and "arm" in row for row in before):

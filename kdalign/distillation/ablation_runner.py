@@ -7,12 +7,12 @@ same one.
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdalign.distillation.worker_pool import WorkerPool
+from kdalign.distillation.engines import Engine, LocalEngine, Pool, PoolSettings
 from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.files import check_links, check_writable
 from kdalign.observer import NullObserver, Observer
@@ -80,7 +80,7 @@ def ablate(
     out: Path,
     watcher: AblationObserver | None = None,
     *,
-    jobs: int = 1,
+    engine: Engine = LocalEngine(),
     overwrite: bool = False,
     drop: bool = False,
 ) -> list[ArchivedRun]:
@@ -90,7 +90,7 @@ def ablate(
         ablation: arms, tasks and seeds to compare.
         out: folder of the ablation.
         watcher: receives progress.
-        jobs: number of runs at a time; cores are divided among them.
+        engine: where the runs are made.
         overwrite: replace an ablation in ``out``.
         drop: remove a run's folder, with its student, once its result is archived.
 
@@ -111,6 +111,7 @@ def ablate(
         [] if overwrite else [read_archived(trial, archive) for trial in trials if (archive / trial.file).is_file()]
     )
     checked = _check(trials, earlier, overwrite)
+    engine.check(trials)
     trials = checked.with_shared_outputs(trials)
     with exclusive(out) as note:
         if note:
@@ -125,7 +126,9 @@ def ablate(
         todo = [trial for trial in trials if trial.name not in done]
         for line in _notes_before(todo, checked.finetuned):
             watcher.observer.announce(line)
-        _run_trials(state, todo, max(1, min(jobs, len(todo))), archive, drop, watcher)
+        settings = PoolSettings(len(todo), out, not drop, watcher.run_observer, watcher.observer.announce)
+        with first_signal(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as stopped, engine.open(settings) as pool:
+            _run_trials(state, todo, _Runs(pool, checked.inputs, archive, drop, watcher), stopped)
     if state.failed:
         lines = "; ".join(f"{name}: {reason}" for name, reason in state.failed.items())
         raise RunError(f"{len(state.failed)} of {len(trials)} runs failed ({lines}); the same command tries them again")
@@ -196,10 +199,10 @@ def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: 
     inputs = checked.inputs
     for result in archived:
         now = inputs[result.trial.arm, result.trial.task]
-        changed = [name for name in now if result.inputs.get(name) != now[name]]
+        changed = changed_inputs(result.inputs, now)
         if changed:
             raise UsageError(
-                f"the result of {result.trial.name} is of another {' and '.join(changed)} than is here now: "
+                f"the result of {result.trial.name} is of another {changed} than is here now: "
                 f"give another --out, or --overwrite"
             )
     scored: dict[str, dict[str, str]] = {}
@@ -208,6 +211,11 @@ def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: 
         if scored.setdefault(task, reported) != reported:
             raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
     return checked
+
+
+def changed_inputs(read: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    """Name what a run read that differs from what was expected; empty if nothing does."""
+    return " and ".join(name for name in expected if read.get(name) != expected[name])
 
 
 def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: bool) -> _CheckedArms:
@@ -234,37 +242,60 @@ def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], over
     return _CheckedArms(inputs, list(finetuned), outputs)
 
 
-def _run_trials(
-    state: AblationProgress, todo: Sequence[Trial], jobs: int, archive: Path, drop: bool, watcher: AblationObserver
-) -> None:
-    """Run trials in several processes and archive their results; on a signal, let those under way save their state."""
-    waiting = list(todo)
-    with (
-        first_signal(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as stopped,
-        WorkerPool(jobs, watcher.run_observer) as pool,
-    ):
-        while (waiting and not stopped) or state.running:
-            if stopped:
-                pool.stop()
-            while waiting and not stopped and len(state.running) < jobs:
-                trial = waiting.pop(0)
-                pool.give(trial)
-                state.running[trial.name] = (trial, time.monotonic())
-                watcher.progress(state)
-            for trial, reason in pool.poll(LOOK_SECONDS):
-                _, begun = state.running.pop(trial.name)
-                if not reason:
-                    state.seconds.append(time.monotonic() - begun)
-                    state.done.append(archive_run(trial, archive))
-                    if drop:
-                        shutil.rmtree(str(trial.recipe.out))
-                    left = len(waiting) + len(state.running) / 2
-                    state.seconds_left = sum(state.seconds) / len(state.seconds) * left / jobs
-                    watcher.observer.announce(_result_line(state, trial))
-                elif not stopped:
-                    state.failed[trial.name] = reason
-                    watcher.observer.announce(f"failed: {trial.name}: {reason}")
+@dataclass(frozen=True)
+class _Runs:
+    """Where an ablation's runs are made, and what becomes of their results.
+
+    Attributes:
+        inputs: hashes of what is read, by arm and task.
+        archive: folder of results.
+        drop: true if a run's folder is removed once its result is archived.
+    """
+
+    pool: Pool
+    inputs: Mapping[tuple[str, str], Mapping[str, str]]
+    archive: Path
+    drop: bool
+    watcher: AblationObserver
+
+    def refusal(self, trial: Trial) -> str:
+        """Return why the result of a finished run cannot stand beside the others; empty if it can."""
+        expected = self.inputs[trial.arm, trial.task]
+        changed = changed_inputs(RunFolder(Path(str(trial.recipe.out))).read_inputs(), expected)
+        return f"it read another {changed} than was checked before the runs began" if changed else ""
+
+    def keep(self, trial: Trial) -> ArchivedRun:
+        """Archive the result of a finished run."""
+        result = archive_run(trial, self.archive)
+        if self.drop:
+            shutil.rmtree(str(trial.recipe.out))
+        return result
+
+
+def _run_trials(state: AblationProgress, todo: Sequence[Trial], runs: _Runs, stopped: Sequence[int]) -> None:
+    """Run trials and archive their results; on a signal, let those under way save their state."""
+    waiting, pool, watcher = list(todo), runs.pool, runs.watcher
+    while (waiting and not stopped) or state.running:
+        if stopped:
+            pool.stop()
+        while waiting and not stopped and len(state.running) < pool.size:
+            trial = waiting.pop(0)
+            pool.give(trial)
+            state.running[trial.name] = (trial, time.monotonic())
             watcher.progress(state)
+        for trial, reason in pool.poll(LOOK_SECONDS):
+            _, begun = state.running.pop(trial.name)
+            reason = reason or runs.refusal(trial)
+            if not reason:
+                state.seconds.append(time.monotonic() - begun)
+                state.done.append(runs.keep(trial))
+                left = len(waiting) + len(state.running) / 2
+                state.seconds_left = sum(state.seconds) / len(state.seconds) * left / pool.size
+                watcher.observer.announce(_result_line(state, trial))
+            elif not stopped:
+                state.failed[trial.name] = reason
+                watcher.observer.announce(f"failed: {trial.name}: {reason}")
+        watcher.progress(state)
     if stopped:
         raise Interrupted(
             f"stopped; {len(state.done)} of {len(state.trials)} runs are kept; the same command resumes", stopped[0]

@@ -20,7 +20,7 @@ from types import TracebackType
 from kdalign.errors import KdalignError, RunError, Unwritten
 from kdalign.files import append_text
 from kdalign.observer import Observer
-from kdalign.recipe import validate_recipe
+from kdalign.recipe import Recipe, validate_recipe
 from kdalign.registry import Trust, trust, trusting
 from kdalign.runs.ablation_spec import Trial
 from kdalign.runs.folder import RunFolder
@@ -83,6 +83,12 @@ class WorkerPool:
             if trial is not None:
                 ended.append((trial, reason))
         return ended
+
+    def cancel(self, trial: Trial) -> None:
+        """Tell the worker of a trial to stop; a run that trains saves its state first."""
+        for worker in self._workers.values():
+            if worker.trial == trial:
+                worker.process.terminate()
 
     def stop(self) -> None:
         """Tell all workers once to stop; a run that trains saves its state first."""
@@ -150,32 +156,37 @@ def _work(
     threading.Thread(target=_follow_parent, daemon=True).start()
     import torch
 
-    from kdalign.distillation.pipeline import distill
-
     torch.set_num_threads(threads)
     while True:
         try:
             recipe = validate_recipe(connection.recv())
         except (EOFError, KeyboardInterrupt):
             return
-        folder = RunFolder(Path(str(recipe.out)))
-        try:
-            with trusting(trusted):
-                distill(recipe, run_observer(), resume=folder.started)
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # a finished run is never resumed
-            reason = ""
-        except KdalignError as error:
-            reason = str(error)
-        except KeyboardInterrupt:
-            reason = "stopped"
-        except Exception as error:
-            # Whatever is wrong with one run, the others continue; its log keeps the whole traceback.
-            with suppress(OSError, Unwritten):  # the reason counts, whether it can be written or not
-                folder.path.mkdir(parents=True, exist_ok=True)
-                append_text(folder.log, traceback.format_exc())
-            reason = f"{type(error).__name__}: {error}"
+        reason = run_recipe(recipe, run_observer, trusted)
         with suppress(BrokenPipeError):  # the parent has ended
             connection.send(reason)
+
+
+def run_recipe(recipe: Recipe, run_observer: Callable[[], Observer], trusted: Trust) -> str:
+    """Distill a recipe, or resume it; return the reason why it failed, or an empty one."""
+    from kdalign.distillation.pipeline import distill
+
+    folder = RunFolder(Path(str(recipe.out)))
+    try:
+        with trusting(trusted):
+            distill(recipe, run_observer(), resume=folder.started)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # a finished run is never resumed
+    except KdalignError as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return "stopped"
+    except Exception as error:
+        # Whatever is wrong with one run, the others continue; its log keeps the whole traceback.
+        with suppress(OSError, Unwritten):  # the reason counts, whether it can be written or not
+            folder.path.mkdir(parents=True, exist_ok=True)
+            append_text(folder.log, traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _follow_parent() -> None:

@@ -44,7 +44,7 @@ TRIED = "tried.json"
 DEFAULT_ARMS = "labels,soft,align,joint"
 SERVED_ARMS = "labels,soft"
 """Default arms with a teacher behind an API, which shows no layers."""
-_OWN_KEYS = ("arms", "seeds", "sweep")
+_OWN_KEYS = ("arms", "seeds", "sweep", "search")
 MOST_SEEDS = 1_000
 """Limit of the number of seeds: a larger number was meant as a seed."""
 TRIALS = ("data.task", "train.seed", "out")

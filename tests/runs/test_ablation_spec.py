@@ -18,16 +18,13 @@ from filelock import FileLock
 
 from kdalign.comparison.budgets import arm_budget_notes
 from kdalign.comparison.compare import CompareOptions, build_table, compare
-from kdalign.data.tasks import DataSource, load_examples
-from kdalign.data.tasks.glue import GLUE
-from kdalign.distillation.search import _settings, search
-from kdalign.errors import RunError, UsageError
+from kdalign.errors import UsageError
 from kdalign.runs import archive
 from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation, write_ablation
 from kdalign.runs.archive import archive_run, read_archived
 from kdalign.runs.discovery import Discovery, archived_groups
 from kdalign.runs.record import read_record
-from support.tiny import one_line, sentences
+from support.tiny import one_line
 
 FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
 
@@ -464,83 +461,6 @@ def test_a_damaged_result_is_named(done, tmp_path):
     (tmp_path / trial.file).write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is not what an ablation kept"):
         read_archived(trial, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "sst2"
-    folder.mkdir()
-    table = pd.read_parquet(data / "train.parquet")
-    table.to_parquet(folder / "train.parquet")
-    texts, labels = sentences(8, 77)
-    pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(folder / "validation.parquet")
-    flags = {
-        "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(folder),
-        "train.max_steps": 12, "train.batch_size": 16, "train.precision": "fp32", "train.device": "cpu",
-    }  # fmt: skip
-    ablation = build_ablation(None, flags, arms="labels,soft", seeds="2")
-    (folder / "validation.parquet").write_bytes(b"nobody reads it")
-    chosen, tried = search(
-        ablation, {"train.lr": [1e-9, 2e-3], "objective.temperature": [2.0, 4.0]}, tmp_path / "s", jobs=2
-    )
-    assert {arm: changes["train.lr"] for arm, changes in chosen.arms.items()} == {"labels": 2e-3, "soft": 2e-3}
-    assert chosen.base == ablation.base
-    by_arm = {arm: [one for one in tried if one.arm == arm] for arm in ("labels", "soft")}
-    assert [len(by_arm[arm]) for arm in by_arm] == [2 + 1, 2 + 2]  # a temperature says nothing to hard labels
-    for arm in by_arm:
-        scores = {tuple(one.settings.items()): one.score for one in by_arm[arm]}
-        last = [one for one in by_arm[arm] if one.chosen][-1]
-        assert dict(last.settings)["train.lr"] == 2e-3, "the second key goes on from the first one's choice"
-        rivals = [value for key, value in scores.items() if dict(key)["train.lr"] == 2e-3]
-        assert last.score == max(rivals)
-    slices = replace(GLUE["sst2"], source=DataSource(folder=tmp_path / "s/data/sst2"))
-    train, held = (load_examples(slices, split) for split in ("train", "validation"))
-    assert not set(train.texts[0]) & set(held.texts[0])
-    assert set(held.texts[0]) <= set(table["sentence"])
-
-
-@pytest.mark.slow
-def test_a_search_does_not_go_on_with_slices_of_other_data(teacher, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
-             "train.max_steps": 1, "train.precision": "fp32", "train.device": "cpu"}  # fmt: skip
-    search(build_ablation(None, flags, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
-    with pytest.raises(UsageError, match="holds a slice of other data"):
-        search(build_ablation(None, flags | {"data.limit": 50}, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
-
-
-@pytest.mark.slow
-def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(teacher, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
-             "train.max_steps": 2, "train.precision": "fp32", "train.device": "cpu"}  # fmt: skip
-    ablation = build_ablation(None, flags, arms="labels")
-    chosen, tried = search(ablation, {"train.lr": [1e30, 1e-4]}, tmp_path / "s")
-    assert chosen.arms["labels"]["train.lr"] == 1e-4
-    assert [one.score is None for one in tried] == [True, False]
-    with pytest.raises(RunError, match=r"no value of train\.lr could be scored for arm 'labels'"):
-        search(ablation, {"train.lr": [1e30]}, tmp_path / "s")
-
-
-@pytest.mark.slow
-def test_a_later_search_for_another_arm_leaves_what_was_tried_before(kdalign, teacher, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = ("--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--max-steps", 1,
-             "--search-only", "--out", "s")  # fmt: skip
-    for arm, rate in (("labels", 1e-4), ("soft", 3e-4)):
-        assert kdalign("ablate", *flags, "--arms", arm, "--search", f"train.lr={rate}")[0] == 0
-    tried = json.loads(Path("s/search/tried.json").read_text())
-    assert [(one["arm"], one["settings"]["train.lr"]) for one in tried] == [("labels", 1e-4), ("soft", 3e-4)]
-    assert set(read_ablation(Path("s")).arms) == {"labels", "soft"}
-
-
-def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
-    ablation = build_ablation(None, FLAGS | {"data.task": "rte"}, arms="labels,soft,align,joint")
-    found = {arm: _settings(ablation, arm, {}, "objective.alpha", [0.3, 0.9]) for arm in ablation.arms}
-    assert {arm: len(settings) for arm, settings in found.items()} == {"labels": 1, "soft": 2, "align": 1, "joint": 2}
-    found = {arm: _settings(ablation, arm, {}, "objective.relations", [0, 1]) for arm in ablation.arms}
-    assert {len(settings) for settings in found.values()} == {1}
 
 
 def test_what_was_kept_and_changed_is_named_and_what_is_told_is_what_the_answers_give(done, kdalign, tmp_path):

@@ -1,0 +1,184 @@
+"""An ablation on a Ray cluster leaves what it leaves on one machine, and says what a node lacks."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdalign.distillation.ray_node import NeededFile, _OwnFolder, missing_files, needed_files
+from kdalign.errors import UsageError
+from kdalign.runs.ablation_spec import build_ablation
+from kdalign.runs.archive import read_all_archived
+from kdalign.runs.folder import RunFolder
+from support.clusters import can_mount, node_without, start, two_nodes
+from support.ranks import steps_done
+from support.tiny import one_line
+
+
+def words_of(teacher, data, *more, steps=200):
+    return [
+        "ablate", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--max-steps", steps,
+        "--batch-size", "16", "--precision", "fp32", "--device", "cpu", "--arms", "labels,joint", "--seeds", "1",
+        "--set", "train.checkpoint_every=5", "--no-profile", "--out", "a", *more,
+    ]  # fmt: skip
+
+
+def finished(process):
+    out, err = process.communicate(timeout=170)
+    return process.returncode, out, err
+
+
+def wait_for_steps(process, folder, steps, runs):
+    while process.poll() is None and sum(steps_done(one) >= steps for one in folder.glob("a/*-seed0")) < runs:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+
+
+def assert_same_results(ours: Path, theirs: Path) -> None:
+    """The same scores, predictions, inputs and evaluations while training, bit for bit; times differ."""
+    made, expected = read_all_archived(ours), read_all_archived(theirs)
+    assert len(made) == len(expected) > 0
+    assert sorted(file.name for file in (ours / "kept").iterdir()) == sorted(
+        file.name for file in (theirs / "kept").iterdir()
+    )
+    for one, other in zip(made, expected, strict=True):
+        assert one.record.scores == other.record.scores
+        assert (one.inputs, one.watched) == (other.inputs, other.watched)
+        assert one.record.recipe == other.record.recipe
+        for split, columns in other.answers.items():
+            for name, values in columns.items():
+                assert np.array_equal(one.answers[split][name], values, equal_nan=True), (split, name)
+
+
+@pytest.mark.slow
+def test_an_ablation_on_two_nodes_of_which_one_is_lost_is_the_one_of_this_machine(teacher, data, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (kdalign[ray])")
+    words = words_of(teacher, data)
+    (tmp_path / "local").mkdir()
+    status, _, err = finished(start(words, tmp_path / "local"))
+    assert status == 0, err
+    with two_nodes() as nodes:
+        process = start([*words, "--engine", "ray", "--ray-address", nodes.address], tmp_path)
+        wait_for_steps(process, tmp_path, 10, runs=2)
+        nodes.lose_second()
+        status, out, err = finished(process)
+    assert status == 0, err
+    assert err.count("it is tried again (1 of 3)") == 1
+    assert err.count("was lost; it is tried again") + err.count("process ended; it is tried again") == 1
+    assert "joint − labels" in " ".join(out.split())
+    assert_same_results(tmp_path / "a", tmp_path / "local/a")
+    for run in (tmp_path / "a").glob("*-seed0"):
+        steps = [event["step"] for event in RunFolder(run).read_history() if event["kind"] == "step"]
+        assert steps == list(range(1, 201)), "the lost run went on from a checkpoint"
+    assert not (tmp_path / "a/.cluster").exists()
+
+
+@pytest.mark.slow
+def test_a_node_without_the_ablations_folder_sends_its_runs_back(teacher, data, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (kdalign[ray])")
+    if not can_mount():
+        pytest.skip("mounting a file system for one process needs root")
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "local").mkdir()
+    words = words_of(teacher, data, steps=6)
+    status, _, err = finished(start(words, tmp_path / "local"))
+    assert status == 0, err
+    with node_without(here) as address:
+        from_node = ["--engine", "ray", "--ray-address", address]
+        status, _, err = finished(start([*words, *from_node], here))
+        assert status == 0, err
+        assert_same_results(here / "a", tmp_path / "local/a")
+        ours, theirs = (where / "a/joint-seed0/student/model.safetensors" for where in (here, tmp_path / "local"))
+        assert ours.read_bytes() == theirs.read_bytes()
+        (here / "own.py").write_text("def chosen(*_):\n    raise SystemExit\n")
+        more = ["--set", "align.map=own.py:chosen", "--out", "b", "--allow", "code", "--dry-run"]
+        status, _, err = finished(start([*words, *from_node, *more], here))
+    assert status == 2, err
+    assert "it has no 'own.py': models and data are at the same paths on every node" in one_line(err)
+
+
+@pytest.mark.slow
+def test_a_stop_saves_the_runs_of_a_cluster_which_the_same_command_resumes(teacher, data, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (kdalign[ray])")
+    words = words_of(teacher, data, "--set", "train.checkpoint_every=100000", steps=4000)
+    process = start([*words, "--engine", "ray"], tmp_path)
+    wait_for_steps(process, tmp_path, 10, runs=1)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finished(process)
+    assert status == 128 + signal.SIGINT, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("stopped; 0 of 2 runs are kept; the same command resumes")
+    saved = list(tmp_path.glob("a/*/checkpoints/step-*"))
+    assert saved, "it trained until it was told to stop, and saved then"
+
+
+def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("x = 1\n")
+    ablation = build_ablation(
+        None, {"teacher": str(tmp_path), "data.task": "rte", "align.map": "own.py:choose"}, arms="joint", seeds="1"
+    )
+    (trial,) = ablation.trials(Path("a"))
+    needed = needed_files(trial.recipe)
+    assert [file.path for file in needed] == [str(tmp_path), "own.py"]
+    assert missing_files(needed, str(tmp_path)) == ""
+    Path("own.py").write_text("x = 2\n")
+    assert missing_files(needed, str(tmp_path)) == "its 'own.py' has another content than here"
+    elsewhere = missing_files(needed, str(tmp_path / "no such folder"))
+    assert elsewhere.startswith("it has no 'own.py'")
+    assert Path.cwd() == tmp_path
+    assert missing_files([NeededFile("no/teacher")], str(tmp_path)).startswith("it has no 'no/teacher'")
+
+
+def test_a_folder_of_the_nodes_own_is_left_alone_and_one_of_another_trial_is_not(tmp_path):
+    run = RunFolder(tmp_path / "a/joint-seed0/rte")
+    own = _OwnFolder(run, tmp_path / "a")
+    run.path.mkdir(parents=True)
+    (run.path / "record.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"it has a folder .*rte' of its own"):
+        own.claim("this trial")
+    assert (run.path / "record.json").is_file()
+    (run.path / "record.json").unlink()
+    own.claim("this trial")
+    (run.path / "history.jsonl").write_text("")
+    own.claim("this trial")
+    assert run.started, "it is resumed"
+    own.claim("another trial")
+    assert not run.started
+    own.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_with_another_kdalign_is_refused_by_its_own_words():
+    pytest.importorskip("ray", reason="Ray is not installed (kdalign[ray])")
+    from ray import cloudpickle
+
+    from kdalign.distillation.ray_engine import _same_code, _task
+
+    call = _task()._function
+    version, digest = _same_code()
+    assert call(version, digest, cloudpickle.dumps((max, (1, 2)))) == ("", 2)
+    refused, value = call(version, "another", b"not read")
+    assert (refused, value) == (
+        f"it has kdalign {version} (code {digest}), and this machine {version} (code another)",
+        None,
+    )
+
+
+def test_options_of_a_cluster_are_for_a_cluster(kdalign, teacher, data, tmp_path, monkeypatch):
+    flags = ("ablate", "--teacher", teacher, "--task", "sst2", "--data", data)
+    for more, said in (
+        (("--gpus-per-run", "1"), "--gpus-per-run is for --engine ray"),
+        (("--engine", "rya"), "unknown engine 'rya'; did you mean 'ray'?"),
+        (("--engine", "ray", "--ray-address", "ray://there:1"), "--ray-address takes auto or HOST:PORT"),
+    ):
+        status, _, err = kdalign(*flags, *more)
+        assert (status, said in one_line(err)) == (2, True), err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    status, _, err = kdalign(*flags, "--engine", "ray")
+    assert (status, "--engine ray needs a package: pip install 'kdalign[ray]'" in one_line(err)) == (2, True), err
+    assert list(tmp_path.iterdir()) == []
