@@ -19,7 +19,7 @@ from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.evaluation.served_model import ServedTarget
 from kdalign.evaluation.target import Target, file_stem
-from kdalign.files import check_file, write_json
+from kdalign.files import check_file, remove_drafts, write_json
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
@@ -64,6 +64,9 @@ def evaluate(
     with exclusive(out.parent, f".{out.name}.lock") as note:  # no other process writes these scores
         if note:
             observer.announce(note)
+        else:
+            remove_drafts(out.parent, f"{out.stem}.*")
+            remove_drafts(out.with_suffix(""))
         return evaluation.run(_with_baselines(checked, request) if request.baselines else checked, identity)
 
 
