@@ -22,6 +22,11 @@ GONE = (-signal.SIGKILL,)
 FAILED = (0, 1, 2)
 
 
+def _killed(place: Place) -> tuple[int, ...]:
+    """Exit codes of a command of which one process was killed: torchrun ends the other ranks."""
+    return (*GONE, 1, 128 + signal.SIGTERM, -signal.SIGTERM) if place.command.ranks > 1 else GONE
+
+
 @dataclass(frozen=True)
 class Struck:
     """A fault that has struck.
@@ -107,7 +112,7 @@ def _kill_at_a_write(place: Place, _: Server) -> Struck:
         _at_each_write(place.folder, lambda: os.kill(os.getpid(), signal.SIGKILL) if next(left) == 1 else None)
 
     ended = place.start(before=before).wait()
-    return Struck((ended,), (0, *GONE), f"before write {number} of {place.usual.writes}")
+    return Struck((ended,), (0, *_killed(place)), f"before write {number} of {place.usual.writes}")
 
 
 def _kill_one(place: Place, _: Server) -> Struck:
@@ -121,8 +126,7 @@ def _kill_one(place: Place, _: Server) -> Struck:
         with suppress(psutil.NoSuchProcess):
             if started:
                 place.chance.choice(started).kill()
-    others = (128 + signal.SIGTERM, -signal.SIGTERM) if len(launch.children) > 1 else ()  # as torchrun ends them
-    return Struck((launch.wait(),), (*FAILED, *GONE, *others), said)
+    return Struck((launch.wait(),), (*FAILED, *_killed(place)), said)
 
 
 def _fill_disk(place: Place, _: Server) -> Struck:

@@ -71,7 +71,7 @@ def contents(folder):
     record = record_of(folder)
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     files.pop("generation.json")
-    return files, {name: value for name, value in record.items() if name not in ("seconds", "known_before")}
+    return files, {name: value for name, value in record.items() if name not in ("seconds", "known_before", "seal")}
 
 
 # What a folder holds
