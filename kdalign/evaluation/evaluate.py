@@ -26,6 +26,7 @@ from kdalign.observer import NullObserver, Observer
 from kdalign.registry import check_trusted
 from kdalign.runs.discovery import check_replaced
 from kdalign.runs.locks import exclusive
+from kdalign.runs.seal import sealed
 
 BASELINES = ("copy", "unigram")
 
@@ -136,10 +137,10 @@ class _Evaluation:
                     self.observer.announce(f"scores so far: {partial}")
                 raise
             if _any_scores(results) and target is not targets[-1]:
-                write_json(partial, {"kind": "evaluation", "results": [result.to_json() for result in results]})
+                write_json(partial, sealed({"kind": "evaluation", "results": [result.to_json() for result in results]}))
         if _any_scores(results):
             tree = {"kind": "evaluation", "of": identity, "results": [result.to_json() for result in results]}
-            write_json(self.out, tree)
+            write_json(self.out, sealed(tree))
             self.observer.announce(f"scores and predictions: {self.out}, {self.out.with_suffix('')}/")
         partial.unlink(missing_ok=True)
         return results

@@ -5,6 +5,7 @@ python -m tests.faults --kills 200
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ FIVE = ("distill", "ablate", "eval", "cache build", "generate")
 def main() -> int:
     """Run the trials; 1 if one of them found a fault."""
     options = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     trials = list[Trial]()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kdalign-faults-", dir=options.folder) as folder, bench(Path(folder)) as on:

@@ -179,7 +179,11 @@ def facts_of_generated(folder: Path) -> dict[str, Any]:
     left_out = ("known_before", "seconds", "teacher", "seal")
     kept = {name: value for name, value in record.items() if name not in left_out}
     command = json.loads((out / "generation/command.json").read_text())
-    return {**_files(out, ("generation.json", "command.json", "served.jsonl")), **kept, "command": command}
+    return {
+        **_files(out, ("generation.json", "command.json", "answers.jsonl", "served.jsonl")),
+        **kept,
+        "command": command,
+    }
 
 
 def read_facts(command: str, inputs: str, folder: str) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ from kdalign.files import (
     writing,
 )
 from kdalign.runs.locks import LOCK
-from kdalign.runs.seal import seal_of
+from kdalign.runs.seal import is_changed, sealed
 
 RECORD = "generation.json"
 WORK = "generation"
@@ -163,7 +163,7 @@ class GenerationFolder:
         with writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self._cut_unfinished_line()
-        write_json(self.command, command)
+        write_json(self.command, sealed(command))
 
     def _cut_unfinished_line(self) -> None:
         if self.answers.is_file():
@@ -175,6 +175,8 @@ class GenerationFolder:
         tree = read_json(self.command)
         if not isinstance(tree, dict):
             raise UsageError(f"{str(self.command)!r} does not hold a command of kdalign; choose another --out")
+        if is_changed(tree):
+            raise TamperedRun(f"{str(self.command)!r} was changed: put it back as it was, or choose another --out")
         return tree
 
     def read_record(self) -> dict[str, Any]:
@@ -187,7 +189,7 @@ class GenerationFolder:
         tree = read_json(self.record)
         if not isinstance(tree, dict) or not isinstance(tree.get("files"), dict):
             raise UsageError(f"{str(self.record)!r} is no record of generated data")
-        if "seal" in tree and tree.pop("seal") != seal_of(tree):  # older versions wrote none
+        if is_changed(tree):
             raise TamperedRun(
                 f"{str(self.record)!r} was changed after it was written: put it back as it was, or generate the data "
                 "again with --overwrite"
@@ -260,8 +262,7 @@ class GenerationFolder:
         files = {name: sha256(self.path / name) for name in names}
         content = json.dumps([self._begun(), files], sort_keys=True)
         whole = {**record, "files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
-        whole = json.loads(json.dumps(whole))  # as it will be read
-        write_json(self.record, {**whole, "seal": seal_of(whole)})
+        write_json(self.record, sealed(whole))
         return whole
 
 
