@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from itertools import count
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def evaluate(
         if note:
             observer.announce(note)
         else:
-            remove_drafts(out.parent, f"{out.stem}.*")
+            for file in (out, evaluation.partial):
+                remove_drafts(out.parent, f"{escape(file.name)}.*")
             remove_drafts(out.with_suffix(""))
         return evaluation.run(_with_baselines(checked, request) if request.baselines else checked, identity)
 
@@ -117,6 +119,11 @@ class _Evaluation:
     device: torch.device
     observer: Observer
 
+    @property
+    def partial(self) -> Path:
+        """File of the scores so far: an earlier complete evaluation is not overwritten by a partial one."""
+        return self.out.with_suffix(".partial.json")
+
     def run(self, targets: Sequence[Target], identity: dict[str, object]) -> list[EvaluationResult]:
         """Score all targets; when one fails, the scores so far stay in a file of their own.
 
@@ -125,8 +132,7 @@ class _Evaluation:
             identity: what distinguishes this evaluation from others, for the file.
         """
         results: list[EvaluationResult] = []
-        # An earlier complete evaluation is not overwritten by a partial one.
-        partial = self.out.with_suffix(".partial.json")
+        partial = self.partial
         for target, stem in zip(targets, _stems(targets), strict=True):
             if not isinstance(target, Baseline):
                 self.observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for ``support``, as pytest has it
 
-from tests.faults.kinds import CHANGES, KINDS, Kind, kinds_of
+from tests.faults.kinds import AFTER, CHANGES, KINDS, Kind, kinds_of
 from tests.faults.trial import Bench, Trial, bench
 
 FIVE = ("distill", "ablate", "eval", "cache build", "generate")
@@ -55,7 +55,15 @@ def _trials(on: Bench, options: argparse.Namespace) -> Iterator[Trial]:
     """Faults of each command and kind, in turns."""
     turns = _turns(on, options.commands, options.kinds, options.seed)
     for number in range(options.first, options.first + options.kills):
-        yield on.try_once(*turns[number % len(turns)], f"{options.seed}.{number}")
+        for again in range(MISSES):
+            trial = on.try_once(*turns[number % len(turns)], f"{options.seed}.{number}.{again}")
+            if AFTER not in trial.said or trial.faults:
+                break
+        yield trial
+
+
+MISSES = 5
+"""Times that a fault may strike after the command's end, before it is counted so."""
 
 
 STOPS = ("SIGKILL at a write", "clock jumps")

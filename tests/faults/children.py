@@ -115,6 +115,10 @@ class Child:
         except psutil.NoSuchProcess:
             return []
 
+    def worked(self) -> float:
+        """Seconds of a core that it and all that it has started have taken so far."""
+        return sum(_worked(process) for process in (self.process, *(other.pid for other in self.started())))
+
     def end_all(self) -> None:
         """Kill it and all processes that it started."""
         for process in self.started():
@@ -132,6 +136,14 @@ class Child:
                 out, err = map(_read_stream, self.streams)
                 self.ended = Ended(os.waitstatus_to_exitcode(status), out, err, seconds)
         return self.ended
+
+
+def _worked(process: int) -> float:
+    """Seconds of a core of a process; 0 of one that has ended."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9
+    except OSError:
+        return 0.0
 
 
 _STREAM_BYTES = 2**20

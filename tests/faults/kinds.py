@@ -20,6 +20,7 @@ from tests.faults.servers import Server
 
 GONE = (-signal.SIGKILL,)
 FAILED = (0, 1, 2)
+AFTER = "after its end"
 
 
 def _killed(place: Place) -> tuple[int, ...]:
@@ -64,10 +65,9 @@ class Kind:
 def _at_a_moment(place: Place, launch: Launch, writing: bool = False) -> str:
     """Wait for a random moment of the command's work, or its end."""
     moment = place.moment(writing)
-    until = launch.children[0].begun + moment
-    while launch.runs and time.monotonic() < until:
+    while launch.runs and launch.worked < moment:
         time.sleep(0.001)
-    return f"after {moment:.2f} s" if launch.runs else "after its end"
+    return f"after {moment:.2f} s of work" if launch.runs else AFTER
 
 
 def _stop(number: int, accepted: tuple[int, ...]) -> Callable[[Place, Server], Struck]:

@@ -91,6 +91,11 @@ class Launch:
         """True until all have ended."""
         return any(child.runs for child in self.children)
 
+    @property
+    def worked(self) -> float:
+        """Seconds of a core that the first has taken: on a busy machine moments of the same work, too."""
+        return self.children[0].worked()
+
     def wait(self) -> Ended:
         """Wait for all; where one of several ends with an error, the others get SIGTERM, as from torchrun."""
         ended = [child.wait() for child in self.children] if len(self.children) == 1 else self._wait_for_ranks()
@@ -115,8 +120,8 @@ class Usual:
     """A command undisturbed.
 
     Attributes:
-        seconds: how long it takes.
-        first: seconds until it has written its first file.
+        seconds: seconds of a core that it takes.
+        first: the same until it has written its first file.
         writes: times at which it opens, renames or removes a file or makes a folder.
     """
 
@@ -160,21 +165,22 @@ class Place:
         return self._launches[-1]
 
     def moment(self, writing: bool = False) -> float:
-        """A random moment of the command's work, in seconds after its start.
+        """A random moment of the command's work, in seconds of a core.
 
         Args:
             writing: only after its first file; else in one of three cases at any time.
         """
         early = not writing and self.chance.random() < 1 / 3
-        return self.chance.uniform(0.0 if early else self.usual.first, 1.02 * self.usual.seconds)
+        return self.chance.uniform(0.0 if early else self.usual.first, self.usual.seconds)
 
     def tree(self) -> dict[str, bytes]:
         """All files that the command has written, but its lock."""
-        return {
-            str(file.relative_to(self.folder)): file.read_bytes()
-            for file in sorted(self.folder.rglob("*"))
-            if file.is_file() and not file.is_relative_to(self.folder / "cache") and file.name != ".lock"
-        }
+        found = {}
+        for file in sorted(self.folder.rglob("*")):
+            if not file.is_relative_to(self.folder / "cache") and not file.name.endswith(".lock"):
+                with suppress(FileNotFoundError, IsADirectoryError):  # renamed by a command that still runs
+                    found[str(file.relative_to(self.folder))] = file.read_bytes()
+        return found
 
     def end(self) -> None:
         """End whatever is left."""

@@ -4,7 +4,6 @@ import random
 import re
 import shlex
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,15 +86,15 @@ class Bench:
         if name not in self._references:
             place, counts = self._place(self.commands[name], random.Random(0), Usual()), self.root / "writes"
             counts.write_bytes(b"")
-            launch, first = place.start(before=partial(count_writes, place.folder, counts)), None
+            launch, first, seconds = place.start(before=partial(count_writes, place.folder, counts)), 0.0, 0.0
             while launch.runs:
-                first = time.monotonic() if first is None and place.tree() else first
+                seconds = max(seconds, launch.worked)
+                first = seconds if not first and place.tree() else first
             ended = launch.wait()
             if ended.status:
                 raise RuntimeError(f"{name} fails without a fault: {ended.err}")
             facts = children.call(read_facts, name, str(self.root / "inputs"), str(place.folder))
-            begun = launch.children[0].begun
-            usual = Usual(ended.seconds, (first or begun) - begun, counts.stat().st_size)
+            usual = Usual(seconds, first, counts.stat().st_size)
             self._references[name] = Reference(facts, usual, _names(place))
         return self._references[name]
 
