@@ -136,6 +136,17 @@ def library_errors(what: str, mend: str = "") -> Iterator[None]:
         raise UsageError(f"{what}: {cause_of(error)}" + (f"; {mend}" if mend else "")) from error
 
 
+def lost_rank(error: BaseException) -> str | None:
+    """Return what an error says of another process of a distributed run that has ended; None for other errors."""
+    if type(error).__name__ in _OF_RANKS or (type(error) is RuntimeError and "gloo" in str(error)):
+        return re.sub(r"\[\S*/\S*\] |\. This is typically.*", "", cause_of(error))
+    return None
+
+
+_OF_RANKS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""Errors of ``torch.distributed``; gloo's have no type of their own."""
+
+
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
     """Return a clause that names the nearest accepted word; empty if none is near."""
     names = {name.lower(): name for name in accepted}

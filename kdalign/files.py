@@ -8,8 +8,10 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -251,6 +253,22 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
+def is_draft(path: Path) -> bool:
+    """Return whether a file or folder was being written when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_drafts(folder: Path, names: str = "*") -> None:
+    """Remove what killed processes were writing in a folder; the caller holds the lock under which they wrote.
+
+    Args:
+        folder: where to look, and not below.
+        names: pattern of the names of the files that were being written.
+    """
+    for draft in folder.glob(f".{names}.tmp"):
+        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; it is renamed on success and removed on failure.
@@ -295,6 +313,47 @@ def append_text(path: Path, text: str) -> None:
     """
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def line_of(tree: Mapping[str, Any]) -> str:
+    """Return a JSON line with a checksum of its own, for files to which lines are appended."""
+    return json.dumps({**tree, _CHECK: _checksum(tree)}) + "\n"
+
+
+def read_line(line: bytes) -> Any:
+    """Read a line of ``line_of``, without its checksum; lines of older versions have none.
+
+    Raises:
+        ValueError: it is not JSON, or was changed.
+    """
+    tree = json.loads(line)
+    if isinstance(tree, dict) and _CHECK in tree and tree.pop(_CHECK) != _checksum(tree):
+        raise ValueError("its checksum does not fit it")
+    return tree
+
+
+_CHECK = "check"
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(tree, sort_keys=True).encode()):08x}"
+
+
+def append_bounded(path: Path, text: str, most: int) -> None:
+    """Append text to a file of at most ``most`` bytes: a full one is kept as ``NAME.1.END`` until the next is full.
+
+    Raises:
+        Unwritten: as ``writing``; a part may be written.
+    """
+    with writing(path):
+        if path.is_file() and path.stat().st_size + len(text) > most:
+            path.replace(older_of(path))
+    append_text(path, text)
+
+
+def older_of(path: Path) -> Path:
+    """Return where ``append_bounded`` keeps a full file."""
+    return path.with_name(f"{path.stem}.1{path.suffix}")
 
 
 def write_text(path: Path, text: str) -> None:

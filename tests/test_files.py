@@ -1,19 +1,24 @@
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kdalign.errors import UsageError, cause_of, library_errors, printable, shorten
 from kdalign.files import (
+    append_bounded,
     check_file,
     check_links,
     check_writable,
     decode,
+    line_of,
     parse_json,
     read_bytes,
     read_json,
+    read_line,
     read_text,
+    remove_drafts,
     write_json,
 )
 from kdalign.recipe.strict_yaml import parse_yaml
@@ -201,3 +206,37 @@ def test_links_and_pipes_in_a_folder_that_is_written_into_are_named(tmp_path, na
     os.mkfifo(run / name)
     with pytest.raises(UsageError, match="pipe"):
         check_links(run)
+
+
+def test_a_line_with_a_checksum_is_read_as_it_was_written_or_refused():
+    tree = {"prompt": "a1", "draw": 0, "text": 'gr\u00fcn \ud800 "x"', "ended": None, "share": 0.1}
+    line = line_of(tree).encode()
+    assert line.endswith(b"}\n")
+    assert read_line(line) == tree
+    assert read_line(b'{"text": "of an older version"}') == {"text": "of an older version"}
+    for place in range(len(line) - 1):
+        for bit in range(8):
+            changed = bytearray(line)
+            changed[place] ^= 1 << bit
+            with suppress(ValueError):
+                found = read_line(bytes(changed))
+                assert {key: found[key] for key in tree} == tree, "the name of the checksum was changed"
+
+
+def test_a_full_log_is_kept_until_the_next_is_full(tmp_path):
+    log = tmp_path / "log.txt"
+    for number in range(10):
+        append_bounded(log, f"line {number}\n", most=21)
+    assert log.read_text() == "line 9\n"
+    assert (tmp_path / "log.1.txt").read_text() == "line 6\nline 7\nline 8\n"
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.json.7.ff.tmp", ".b.json.7.ff.tmp", ".hidden", "a.tmp"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".step-3.tmp").mkdir()
+    remove_drafts(tmp_path, "a.*")
+    assert not (tmp_path / ".a.json.7.ff.tmp").exists()
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.tmp"]
+    remove_drafts(tmp_path / "gone")

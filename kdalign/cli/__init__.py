@@ -34,7 +34,7 @@ from kdalign.cli import (  # each registers its command
 )
 from kdalign.cli.application import PipeClosed, app
 from kdalign.environment import set_thread_defaults
-from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shorten
+from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, lost_rank, printable, shorten
 from kdalign.report.screen import encoding_note, replace_unencodable
 
 __all__ = [
@@ -133,6 +133,9 @@ def _describe_error(error: Exception) -> tuple[str, int]:
         return f"no space left on device: {cause_of(error)}", 1
     if isinstance(error, ImportError):
         return f"cannot import {error.name or 'a module'}: {cause_of(error)}; is the installation complete?", 1
+    lost = lost_rank(error)
+    if lost is not None:
+        return f"another process of this command has ended ({lost})", 1
     if isinstance(error, RecursionError):
         return f"something is nested too deeply{_location(error)}", 1
     text = cause_of(error)

@@ -340,8 +340,9 @@ def _score_file(
         result = score_file(str(file), metrics, language)
     if out is not None:
         from kdalign.files import write_json
+        from kdalign.runs.seal import sealed
 
-        write_json(Path(out), {"kind": "evaluation", "results": [result.to_json()]})
+        write_json(Path(out), sealed({"kind": "evaluation", "results": [result.to_json()]}))
     return result
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kdalign.distillation.engines import Engine, LocalEngine, Pool, PoolSettings
 from kdalign.errors import Interrupted, RunError, UsageError
-from kdalign.files import check_links, check_writable
+from kdalign.files import check_links, check_writable, remove_drafts
 from kdalign.observer import NullObserver, Observer
 from kdalign.runs.ablation_spec import (
     KEPT,
@@ -118,6 +118,7 @@ def ablate(
             watcher.observer.announce(note)
         if overwrite:
             remove_ablation(out)
+        remove_drafts(archive)
         write_ablation(ablation, out)
         state = AblationProgress(trials, list(earlier))
         if earlier:

@@ -33,7 +33,7 @@ from kdalign.files import atomic_file, write_json
 from kdalign.observer import Observer
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.integrity import read_checked
+from kdalign.runs.integrity import read_whole
 from kdalign.runs.record import RunRecord
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.loop import Trainer
@@ -160,8 +160,9 @@ def distill_together(
         watch: counts seconds by phase.
     """
     if resume and all(run.folder.complete for run in runs):
+        records = [read_whole(run.folder.path) for run in runs]
         observer.announce(f"the student of {len(runs)} tasks is finished already: {group.path}")
-        return [read_checked(run.folder.path) for run in runs]
+        return records
     main = accelerator.is_main_process
     watch.begin("tokenizing")
     reset_peak_memory(accelerator.device)

@@ -20,14 +20,14 @@ from kdalign.distillation.served_source import add_scores, ask_all, compare_firs
 from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.environment import reset_peak_memory
-from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
+from kdalign.errors import Interrupted, RefusedRun, RunError, Unwritten, UsageError, lost_rank
 from kdalign.objective.stages import check_steps
 from kdalign.observer import NullObserver, Observer
 from kdalign.ranks import rank_and_size
 from kdalign.recipe import Recipe, load_recipe
 from kdalign.registry import check_trusted, trusting_caller
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.integrity import read_checked
+from kdalign.runs.integrity import read_whole
 from kdalign.runs.locks import exclusive
 from kdalign.runs.record import RunRecord
 from kdalign.stopwatch import Stopwatch
@@ -162,8 +162,9 @@ def _distill_task(
         watch: counts seconds by phase, since the command began or since it finished the task before.
     """
     if resume and run.folder.complete:
+        record = read_whole(run.folder.path)
         observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
-        return read_checked(run.folder.path)
+        return record
     watch.begin("tokenizing")
     reset_peak_memory(accelerator.device)
     ready = open_run(run, accelerator)
@@ -224,11 +225,17 @@ def _withdrawn_if_refused(folder: RunFolder, runs: Sequence[PreparedRun], resume
 
 @contextmanager
 def _resume_hint(folder: RunFolder, runs: Sequence[PreparedRun]) -> Iterator[None]:
-    """Add the command that resumes a run to its errors: a signal, or a file that could not be written."""
+    """Add the command that resumes a run to its errors: a signal, a lost rank, or a file that could not be written."""
     try:
         yield
     except Interrupted as stop:
         raise Interrupted(f"{stop}; resume with: {resume_command(runs, folder)}", stop.signal) from None
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if lost is None:
+            raise
+        command = resume_command(runs, folder)
+        raise RunError(f"another process of this run has ended ({lost}); resume with: {command}") from error
     except Unwritten as error:
         hint = f"; make room, then: {resume_command(runs, folder)}" if folder.recipe.is_file() else ""
         raise Unwritten(f"{error}{hint}") from error

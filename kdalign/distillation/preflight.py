@@ -31,7 +31,6 @@ from kdalign.models.layouts import AttentionLayout
 from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.result_cache import release_pages
-from kdalign.training.checkpoint import KEPT
 from kdalign.training.memory import MemoryPrediction
 from kdalign.training.optimizer import MOMENT_BYTES
 
@@ -308,7 +307,7 @@ def _room(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
     ours = describe(student).parameters
     moments = MOMENT_BYTES[run.recipe.train.optimizer_state] if run.recipe.train.lora is None else 0
     # The student, the best one so far, and the checkpoints that are kept while the next one is written.
-    disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
+    disk = (4 + 4 * (run.recipe.train.select == "best") + (run.recipe.train.keep + 1) * (4 + moments)) * ours
     place = run.folder.path.absolute()
     while not place.exists():
         place = place.parent

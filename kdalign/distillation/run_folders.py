@@ -178,7 +178,7 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
         )
 
 
-_RESULT_STAYS = ("out", "allow", "cache.keep", *(f"served.{key}" for key in SERVED_LIMITS))
+_RESULT_STAYS = ("out", "allow", "cache.keep", "train.keep", *(f"served.{key}" for key in SERVED_LIMITS))
 """Keys that may differ when a run is resumed."""
 
 

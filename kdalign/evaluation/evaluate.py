@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.evaluation.served_model import ServedTarget
 from kdalign.evaluation.target import Target, file_stem
-from kdalign.files import check_file, write_json
+from kdalign.files import check_file, remove_drafts, write_json
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
@@ -27,6 +28,7 @@ from kdalign.ranks import entered_on_first_rank, on_first_rank
 from kdalign.registry import check_trusted
 from kdalign.runs.discovery import check_replaced
 from kdalign.runs.locks import exclusive
+from kdalign.runs.seal import sealed
 
 BASELINES = ("copy", "unigram")
 
@@ -69,6 +71,8 @@ def evaluate(
     with entered_on_first_rank(lock) as note:
         if note:
             observer.announce(note)
+        else:
+            on_first_rank(evaluation.remove_drafts)
         return evaluation.run(_with_baselines(checked, request) if request.baselines else checked, identity)
 
 
@@ -118,6 +122,11 @@ class _Evaluation:
     device: torch.device
     observer: Observer
 
+    @property
+    def partial(self) -> Path:
+        """File of the scores so far: an earlier complete evaluation is not overwritten by a partial one."""
+        return self.out.with_suffix(".partial.json")
+
     def run(self, targets: Sequence[Target], identity: dict[str, object]) -> list[EvaluationResult]:
         """Score all targets; when one fails, the scores so far stay in a file of their own.
 
@@ -126,8 +135,7 @@ class _Evaluation:
             identity: what distinguishes this evaluation from others, for the file.
         """
         results: list[EvaluationResult] = []
-        # An earlier complete evaluation is not overwritten by a partial one.
-        partial = self.out.with_suffix(".partial.json")
+        partial = self.partial
         for target, stem in zip(targets, _stems(targets), strict=True):
             if not isinstance(target, Baseline):
                 self.observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")
@@ -145,9 +153,15 @@ class _Evaluation:
         on_first_rank(lambda: partial.unlink(missing_ok=True))
         return results
 
+    def remove_drafts(self) -> None:
+        """Remove what a process that was killed left half written."""
+        for file in (self.out, self.partial):
+            remove_drafts(self.out.parent, f"{escape(file.name)}.*")
+        remove_drafts(self.out.with_suffix(""))
+
     def _write(self, file: Path, about: dict[str, object], results: Sequence[EvaluationResult]) -> None:
         tree = {**about, "results": [result.to_json() for result in results]}
-        on_first_rank(lambda: write_json(file, tree))
+        on_first_rank(lambda: write_json(file, sealed(tree)))
 
     def _score(self, target: Target, output: OutputPaths) -> EvaluationResult:
         metrics = self.request.metric_names or target.default_metrics

@@ -190,6 +190,7 @@ FLAGS = (
     Flag("--revision", "revision", "The teacher's revision on the hub."),
     Flag("--select", "train.select", "Student to export: of the last step, or the best on a held-out slice of train."),
     Flag("--eval-every", "train.eval_every", "Steps between evaluations on a slice of train.", int),
+    Flag("--keep", "train.keep", "Checkpoints that are kept, the newest.", int),
     Flag("--patience", "train.patience", "Stop after this many evaluations without gain.", int),
     Flag("--tracker", "train.trackers", "Experiment tracker by name, such as tensorboard; repeatable.", list),
     Flag("--out", "out", "The run folder.", metavar="DIR"),

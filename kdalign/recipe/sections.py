@@ -320,6 +320,9 @@ class TrainSettings(Section):
     """Steps between evaluations on a slice of the training split; a tenth of the run when left out."""
     checkpoint_every: Steps | None = None
     """Steps between checkpoints; one per minute of training when left out."""
+    keep: int = Field(2, ge=1, le=10**6)
+    """Number of checkpoints that are kept, the newest; from one a run resumes, and from the one before if it is
+    damaged."""
     samples: int = Field(3, ge=0, le=10_000)
     """Number of prompts that the student continues at each evaluation, for models that generate text."""
     select: Literal["last", "best"] = "last"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from kdalign.errors import printable, shorten
-from kdalign.files import append_text
+from kdalign.files import append_bounded
 from kdalign.observer import ProgressCallback, StepReport
 from kdalign.recipe import TERM_FACTS
 from kdalign.report.screen import plain_text
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 10.0
 """Seconds between plain progress lines."""
 
+LARGEST_LOG = 8 * 2**20
+"""Bytes of a log; one that is full is kept as ``log.1.txt`` until the next one is."""
 LONGEST = 1000
 """Characters of an announced or logged line; a plan or a list that a user gave may have thousands more."""
 
@@ -145,7 +147,8 @@ class ConsoleObserver:
     def _write(self, line: str) -> None:
         if self._log is not None:
             shown = shorten(printable(line), LONGEST)
-            append_text(self._log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
+            line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n"
+            append_bounded(self._log, line, LARGEST_LOG)
 
 
 def _ablation_table(state: "AblationProgress") -> RenderableType:

@@ -34,9 +34,9 @@ _COMMON = "common.json.gz"
 _HEX = 16
 """Digits of the SHA-256 that seals an archived run or names a shared column."""
 _UNKEPT = ("samples", "files", "seal")
-_ELSEWHERE = ("out", "allow", "train.device", "train.precision", "train.profile", "cache.keep")
+_ELSEWHERE = ("out", "allow", "train.device", "train.precision", "train.profile", "train.keep", "cache.keep")
 """Keys that may differ between an archived run and its trial: where, not what, was trained, what checks may find,
-what is measured beside, and outputs for others."""
+what is measured beside, checkpoints, and outputs for others."""
 _LARGEST = 32 * 2**20
 """Limit of unpacked bytes of an archived run or shared column: some millions of predictions."""
 ROUNDING = 1e-4

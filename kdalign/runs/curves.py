@@ -14,6 +14,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import KEYS_OF_TERMS, TERM_FACTS
 from kdalign.runs.finished import FinishedRun
+from kdalign.runs.folder import steps_a_row
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Curves:
         clip: largest norm that the optimizer saw.
         looks: (looks,) steps before which each term's own gradient was measured.
         pulls: (looks,) norms of each weighted term's gradient there; NaN in a stage without it.
-        every: 1, or n if only every n-th step of a long training is included.
+        every: 1, or n if only every n-th step is included at the end of a long training.
         samples: (steps,) measures of the student's own texts, by name; NaN in steps on data.
         alarms: number of steps with each alarm, by name.
     """
@@ -91,7 +92,7 @@ def read_curves(run: FinishedRun) -> Curves | None:
         clip=run.recipe.train.clip,
         looks=np.array([event["step"] for event in looks]),
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
-        every=every,
+        every=every * steps_a_row(events[-1]["step"]),
         samples={
             name: np.array([_number(event.get("on_policy", {}).get(name)) for event in events])
             for name in dict.fromkeys(name for event in events for name in event.get("on_policy", {}))

@@ -15,6 +15,7 @@ from kdalign.runs.folder import Walk
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RECORD, RunRecord, read_record
 from kdalign.runs.record_schema import check_results
+from kdalign.runs.seal import is_changed
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _places(folder: Path) -> list[Path]:
 def recipe_key(records: Mapping[str, RunRecord]) -> str:
     """Return a key of recipe, teachers and scored texts, equal for runs that differ by seed and folder alone."""
     flat = next(iter(records.values())).parsed_recipe().flat()
-    for name in ("train.seed", "out", "data.task"):
+    for name in ("train.seed", "train.keep", "out", "data.task"):
         flat.pop(name)
     read = {
         task: [
@@ -326,12 +327,15 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         UsageError: the file is something else.
+        TamperedRun: it was changed.
     """
     if path.suffix in (".yaml", ".yml"):
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation (published rows: --reference {path.name})")
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("kind") != "evaluation" or not isinstance(tree.get("results"), list):
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
+    if is_changed(tree):
+        raise TamperedRun(f"{str(path)!r} was changed after it was written: its seal does not fit it; score it again")
     check_results(tree["results"], repr(str(path)))
     results: list[dict[str, Any]] = tree["results"]
     for result in results:

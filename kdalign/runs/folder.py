@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import TamperedRun, UsageError
-from kdalign.files import append_text, atomic_file, read_json, sha256, write_json, write_text, writing
+from kdalign.files import (
+    append_text,
+    atomic_file,
+    is_draft,
+    older_of,
+    read_json,
+    remove_drafts,
+    sha256,
+    write_json,
+    write_text,
+    writing,
+)
 from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
 from kdalign.runs.seal import digest_of, seal_of
 
@@ -75,7 +86,7 @@ class RunFolder:
     def started(self) -> bool:
         """True if the folder contains part of a run, or anything else."""
         return self.path.is_dir() and any(
-            inner.name not in LEFT and not _is_draft(inner.name) for inner in self.path.iterdir()
+            inner.name not in LEFT and not is_draft(inner) for inner in self.path.iterdir()
         )
 
     def begin(self, recipe: str, inputs: Mapping[str, str], keep: bool) -> None:
@@ -96,12 +107,14 @@ class RunFolder:
             self._seal({"recipe.yaml": digest_of(recipe), "inputs.json": digest_of(text), **older})
             write_text(self.inputs, text)
             write_text(self.recipe, recipe)
+        for inner in (self.student, self.checkpoints, self.path / "predictions"):
+            remove_drafts(inner)
         with writing(self.path):
             (self.path / RECORD).unlink(missing_ok=True)
             if not keep:
                 for old in (self.student, self.checkpoints, self.path / "predictions"):
                     shutil.rmtree(old, ignore_errors=True)
-                for file in (self.history, self.log, self.plan, self.projections):
+                for file in (self.history, self.log, older_of(self.log), self.plan, self.projections):
                     file.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
@@ -307,16 +320,27 @@ class RunFolder:
 _OWN_FOLDERS = ("checkpoints", "student", "predictions")
 
 
-_NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
+_NOT_SEALED = (RECORD, BEGUN, "log.txt", "log.1.txt", ".lock")
 
 
 _LONGEST_EVENT = 2**24
 """Limit of bytes of a line of a history."""
 
 
-def _is_draft(name: str) -> bool:
-    """Return whether a file was being written when its process was killed."""
-    return name.startswith(".") and name.endswith(".tmp")
+HISTORY_STEPS = 10_000
+"""Steps that each have a row in the history; of ten times as many every tenth has one, and so on."""
+
+
+def steps_a_row(step: int) -> int:
+    """Return how many steps share a row of the history: 1 up to ``HISTORY_STEPS``, then 10, 100, ...
+
+    So 10^6 steps have 28,000 rows. Each step says by its number alone whether it has one, so that a resumed run has
+    the same. Steps with an alarm, and the last one, always have a row.
+    """
+    steps, end = 1, HISTORY_STEPS
+    while step > end:
+        steps, end = 10 * steps, 10 * end
+    return steps
 
 
 MOST_FOLDERS = 20_000

@@ -33,6 +33,17 @@ def read_checked(path: Path) -> RunRecord:
     return record
 
 
+def read_whole(path: Path) -> RunRecord:
+    """Read a run's record after checking all its files, weights too.
+
+    Raises:
+        UsageError: as ``read_checked``.
+    """
+    record = read_checked(path)
+    check_weights(path, record)
+    return record
+
+
 def check_weights(folder: Path, record: RunRecord) -> None:
     """Check the weights of a run, which takes longer than all its other files.
 

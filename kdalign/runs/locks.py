@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdalign.errors import Unwritten, UsageError
+from kdalign.files import remove_drafts
 
 LOCK = ".lock"
 """The lock's file in a folder; it is removed with the lock, and one left by a killed process locks nothing."""
@@ -21,9 +22,11 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 def exclusive(folder: Path, name: str = LOCK) -> Iterator[str]:
     """Hold an exclusive lock on a folder; a missing folder is made, and removed again if it stays empty.
 
+    What a killed process was writing in the folder is removed.
+
     Args:
         folder: folder to lock.
-        name: the lock's file in it; several names are several locks.
+        name: the lock's file in it; several names are several locks, none of which is of the whole folder.
 
     Yields:
         A warning for the user if the file system has no locks; else empty.
@@ -51,6 +54,8 @@ def exclusive(folder: Path, name: str = LOCK) -> Iterator[str]:
             _clear(file, made)
             raise Unwritten(f"cannot lock {str(folder)!r}: {error.strerror or error}") from None
         note = f"the file system of {str(folder)!r} has no locks: make sure that no other process works there"
+    if name == LOCK and not note:
+        remove_drafts(folder)
     try:
         yield note
     finally:

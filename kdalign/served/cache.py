@@ -1,6 +1,5 @@
 """The cache of a server's answers: a JSON Lines file to which every answer is appended as it arrives."""
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from kdalign.errors import RunError
+from kdalign.files import line_of, read_line
 from kdalign.served.protocol import Constraint, Dialect, Endpoint
 
 
@@ -33,7 +33,8 @@ class KeptAnswers(Protocol):
 class AnswerCache:
     """Answers and dialects in a file, which is made with the first answer.
 
-    An incomplete line was being written when a run was killed: it is skipped, and its request sent again. The first
+    An incomplete line was being written when a run was killed, and one whose checksum does not fit was changed since:
+    it is skipped, and its request sent again. The first
     dialect is written with the first answer, so that a server which answers nothing leaves no file.
 
     Attributes:
@@ -50,7 +51,7 @@ class AnswerCache:
         self._waiting: list[Mapping[str, Any]] = []
         for raw in file.read_bytes().split(b"\n") if file.is_file() else []:
             try:
-                line = json.loads(raw)
+                line = read_line(raw)
             except (ValueError, RecursionError):
                 continue
             match line:
@@ -91,8 +92,7 @@ class AnswerCache:
         """Append a line in one write, after waiting dialects and the end of an incomplete line."""
         try:
             with self._writing:
-                lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*self._waiting, line)]
-                text = "".join(lines).encode("utf-8", "surrogatepass")
+                text = "".join(map(line_of, (*self._waiting, line))).encode()
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with self.file.open("a+b", buffering=0) as file:
                     size = file.seek(0, os.SEEK_END)

@@ -188,7 +188,7 @@ class CacheFolder:
             found = read_json(self.path / META)
         except UsageError:
             found = None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or found.pop(_CHECK, _digest_of(found)) != _digest_of(found):
             raise self._undescribed("damaged")
         return found
 
@@ -206,11 +206,11 @@ class CacheFolder:
     @property
     def digest(self) -> str:
         """Hash of what decides the numbers, which each shard holds, so that none is read in another cache."""
-        return _checksum(json.dumps(self.meta, sort_keys=True).encode())
+        return _digest_of(self.meta)
 
     def begin(self, meta: Mapping[str, Any]) -> None:
         """Write what decides the numbers."""
-        write_json(self.path / META, dict(meta))
+        write_json(self.path / META, {**meta, _CHECK: _digest_of(meta)})
 
     def remove_unfinished(self) -> None:
         """Remove what a killed writer left."""
@@ -252,6 +252,15 @@ class CacheFolder:
                 f"{str(damaged[0])!r}{more}: damaged, its checksum is not that of its name; "
                 f"`kdalign cache verify {self.path} --remove` removes such files, and their rows are computed again"
             )
+
+
+_CHECK = "check"
+"""Key of the description's own checksum, which older versions did not write."""
+
+
+def _digest_of(meta: Mapping[str, Any]) -> str:
+    """Checksum of a cache's description without its own."""
+    return _checksum(json.dumps({name: each for name, each in meta.items() if name != _CHECK}, sort_keys=True).encode())
 
 
 def _checksum_of(file: Path) -> str:

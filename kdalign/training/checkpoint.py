@@ -20,8 +20,6 @@ from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import BEGUN
 from kdalign.runs.seal import seal_of
 
-KEPT = 2
-"""Number of checkpoints that are kept, the newest."""
 BEST = "best.safetensors"
 """File next to the checkpoints with the weights of the best step so far, if these are to be exported."""
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
@@ -137,6 +135,7 @@ def save_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: TrainState,
+    keep: int,
     parts: Sequence[RunFolder] = (),
 ) -> None:
     """Write a checkpoint, then drop older ones.
@@ -148,6 +147,7 @@ def save_checkpoint(
         module: all that is trained.
         optimizer: optimizer of its parameters.
         progress: steps taken, scores and time.
+        keep: number of checkpoints that are kept, the newest.
         parts: folders with the run's histories; by default its own.
 
     Raises:
@@ -173,7 +173,7 @@ def save_checkpoint(
             draft.replace(final)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in _steps(folder)[:-KEPT]:
+    for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -258,7 +258,8 @@ def load_checkpoint(
     if saved.path is not None:
         try:
             load_weights(saved.path / _MODEL, module)
-            moments = load_file(saved.path / _OPTIMIZER, device=str(accelerator.device))
+            device = accelerator.device  # of several ranks on a CPU ``cpu:0``, which safetensors does not know
+            moments = load_file(saved.path / _OPTIMIZER, device="cpu" if device.type == "cpu" else str(device))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
                 f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_hint(folder)}"

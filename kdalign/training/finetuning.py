@@ -32,7 +32,7 @@ from kdalign.training.task_trainer import Stage, TrainTask
 KEY_VERSION = 3
 """Counts up when the same settings would fine-tune another teacher."""
 _HASHES = "made.json"
-"""SHA-256 of a cached teacher's weights; a damaged teacher is fine-tuned again."""
+"""SHA-256 of a cached teacher's files; a damaged teacher is fine-tuned again."""
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,20 @@ class FinetuneJob:
             with writing(path):
                 model.save_pretrained(draft.student)
                 tokenizer.save_pretrained(draft.student)
-                hashes = {file.name: sha256(file) for file in draft.student.glob("*.safetensors")}
-                write_json(draft.student / _HASHES, hashes)
+                write_json(draft.student / _HASHES, _hash_files(draft.student))
                 shutil.rmtree(path, ignore_errors=True)  # a damaged one
                 draft.student.replace(path)
             shutil.rmtree(draft.path)
         accelerator.wait_for_everyone()
 
 
+def _hash_files(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != _HASHES}
+
+
 def _is_intact(folder: Path) -> bool:
-    """Return whether a teacher is cached and undamaged; older versions wrote no hashes."""
-    if not (folder / "config.json").is_file():
-        return False
+    """Return whether a teacher is cached, with all files as they were written."""
     try:
-        hashes = read_json(folder / _HASHES) if (folder / _HASHES).is_file() else {}
-        return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in hashes.items())
-    except (UsageError, AttributeError):
+        return (folder / _HASHES).is_file() and bool(read_json(folder / _HASHES) == _hash_files(folder))
+    except (OSError, UsageError):
         return False

@@ -32,7 +32,7 @@ from kdalign.observer import Observer, StepReport
 from kdalign.ranks import on_first_rank
 from kdalign.recipe import TrainSettings
 from kdalign.recipe.schedules import Place
-from kdalign.runs.folder import RunFolder
+from kdalign.runs.folder import RunFolder, steps_a_row
 from kdalign.signals import first_signal
 from kdalign.training.checkpoint import (
     TrainState,
@@ -348,7 +348,8 @@ class Trainer:
     def _log(self, trainer: TaskTrainer, report: StepReport) -> None:
         """Tell the observer, the history and the trackers of a step."""
         self.observer.stepped(report)
-        self._write(trainer, {"kind": "step", **history_event(report)})
+        if report.step % steps_a_row(report.step) == 0 or report.alarms or self.length.is_reached(self.progress):
+            self._write(trainer, {"kind": "step", **history_event(report)})
         if self.accelerator.is_main_process:
             self.accelerator.log({"loss": report.loss, "lr": report.lr, **report.parts}, step=report.step)
 
@@ -439,7 +440,7 @@ class Trainer:
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
                 f"lower --lr{or_fp32(self.trainers[0].task.learner.bf16)}"
             )
-        save_checkpoint(self.folder, self.module, self.optimizer, self.progress, self._histories)
+        save_checkpoint(self.folder, self.module, self.optimizer, self.progress, self.settings.keep, self._histories)
         self._saved_at = self.progress.seconds
 
     @property

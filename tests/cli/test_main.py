@@ -48,6 +48,11 @@ CASES = {
     "nested": (RecursionError("maximum recursion depth exceeded"), 1, "nested too deeply at kdalign/"),
     "rust": (RuntimeError('IoError(Os { code: 28, message: "No space left on device" })'), 1, "no space left on"),
     "module": (ModuleNotFoundError("No module named 'x'", name="x"), 1, "cannot import x"),
+    "a rank": (
+        RuntimeError("[/x/gloo/tcp/pair.cc:537] Read error [::1]:2: Connection reset by peer. This is typically x. GL"),
+        1,
+        "another process of this command has ended (RuntimeError: Read error [::1]:2: Connection reset by peer)",
+    ),
     "ended input": (EOFError(), 1, "ended before it had answered"),
     "ours": (ValueError("bad \x1b[31mthing\nhere"), 1, "unexpected ValueError: bad [31mthing here at kdalign/cli/"),
     "key": (KeyError("student"), 1, "unexpected KeyError: 'student' at kdalign/cli/recipe.py:"),

@@ -64,7 +64,7 @@ def test_a_learner_saved_and_loaded_goes_on_as_if_nothing_had_happened(kind, tmp
     folder = RunFolder(tmp_path / "run")
     optimizer = ready(first, accelerator)
     found = [loss for loss in steps(kind, first, optimizer, range(2), accelerator)]
-    save_checkpoint(folder, first.learner, optimizer, TrainState(step=2))
+    save_checkpoint(folder, first.learner, optimizer, TrainState(step=2), keep=2)
     with torch.no_grad():
         for parameter in second.learner.parameters():
             parameter.add_(1)  # what is not loaded would be seen

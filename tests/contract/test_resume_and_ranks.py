@@ -2,12 +2,15 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from safetensors.numpy import load_file
 
 from support.covering import first_only, one_of_each
-from support.ranks import each_step, run, stop_after
+from support.ranks import each_step, environment, run, steps_done, stop_after
 
 STEPS = 24
 FEATURES_ONLY = ("--hard", "0", "--alpha", "0")
@@ -147,6 +150,34 @@ def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
     first, second = (load_file(run_ / "student" / "model.safetensors") for run_ in (one, two))
     for name, weight in first.items():
         assert abs(weight - second[name]).max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_is_killed_resume_to_the_weights_of_two_never_stopped(teacher, data, tmp_path):
+    import psutil
+
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run([*torchrun, *command(teacher, data, whole)])
+    assert done.returncode == 0, done.stderr
+    for number, step in ((1, 6), (0, 14)):
+        more = ("--resume",) if (killed / "recipe.yaml").exists() else ()
+        words = [sys.executable, *torchrun, *command(teacher, data, killed, *more)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment()) as launcher:
+            while steps_done(killed) < step and launcher.poll() is None:
+                time.sleep(0.002)
+            ranks = psutil.Process(launcher.pid).children()
+            next(rank for rank in ranks if rank.environ()["RANK"] == str(number)).kill()
+            _, err = launcher.communicate()
+        assert launcher.returncode != 0
+        assert "a fault of kdalign" not in err
+        assert not (killed / "record.json").exists()
+    done = run([*torchrun, "-m", "kdalign", "distill", "--out", str(killed), "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step" in done.stderr
+    for name in ("student/model.safetensors", "history.jsonl", "predictions/validation.parquet"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
 @pytest.mark.slow

@@ -364,10 +364,11 @@ def test_a_finished_run_that_was_changed_is_refused_by_whatever_reads_it(kdalign
     assert tree_of(finished) == before
 
 
-@pytest.mark.parametrize("command", ["eval", "inspect"])
-def test_weights_of_a_finished_run_are_checked_where_they_are_read(kdalign, finished, command):
+@pytest.mark.parametrize("command", ["eval", "inspect", "resume"])
+def test_weights_of_a_finished_run_are_checked_where_they_are_read_or_called_finished(kdalign, finished, command):
     damage(finished / "student/model.safetensors", ANY["a bit flipped"])
-    status, _, err = kdalign(command, finished)
+    words = ("distill", "--out", finished, "--resume") if command == "resume" else (command, finished)
+    status, _, err = kdalign(*words)
     assert status == 2
     assert "student/model.safetensors was changed" in one_line(err)
 
@@ -416,6 +417,7 @@ def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
         (run / left).write_text("")
     assert not RunFolder(run).started, "a run that was killed before its recipe was written blocks no other"
     with exclusive(run):
+        assert not (run / ".recipe.yaml.7.tmp").exists(), "nobody writes it any more"
         (run / "recipe.yaml").write_text("")
     assert RunFolder(run).started
 
@@ -553,6 +555,18 @@ def test_two_processes_that_resume_one_run_train_it_once(killed, runs):
     assert files.sha256(Path(killed) / "history.jsonl") == files.sha256(runs / "whole/history.jsonl")
 
 
+@pytest.mark.slow
+def test_a_long_run_has_fewer_rows_at_its_end_and_resumes_to_the_same_history(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdalign.runs.folder.HISTORY_STEPS", 3)
+    with pytest.raises(SystemExit):
+        distill(recipe.with_changes(out=str(tmp_path / "killed")), Stops(8))
+    for out, resume in (("whole", False), ("killed", True)):
+        distill(recipe.with_changes(out=str(tmp_path / out)), resume=resume)
+    rows_ = RunFolder(tmp_path / "whole").read_history()
+    assert [row["step"] for row in rows_ if row["kind"] == "step"] == [1, 2, 3, STEPS], "the last step has one"
+    assert (tmp_path / "whole/history.jsonl").read_bytes() == (tmp_path / "killed/history.jsonl").read_bytes()
+
+
 def test_a_text_is_written_with_the_same_line_ends_everywhere(tmp_path):
     write_text(tmp_path / "x", "a\nb\n")
     assert (tmp_path / "x").read_bytes() == b"a\nb\n"
@@ -570,12 +584,12 @@ def test_a_kept_teacher_that_was_damaged_is_made_once_more(kdalign, data, tmp_pa
     words = ["distill", "--teacher", body, "--student", "layers=2", "--task", "sst2", "--data", data, "--limit", 16]
     words += ["--max-steps", 1, "--device", "cpu", "--precision", "fp32", "--set", "finetune.epochs=1"]
     made = []
-    for out in ("first", "second", "third"):
+    for out, damaged in (("1", None), ("2", "model.safetensors"), ("3", "config.json"), ("4", "made.json"), ("5", "")):
         status, _, err = kdalign(*words, "--out", tmp_path / out)
         assert status == 0, err
         [teacher] = (tmp_path / "cache/teachers").glob("*/model.safetensors")
         made.append(teacher.read_bytes())
-        assert ("fine-tuning it first" in err) == (out != "second")
-        if out == "second":
-            damage(teacher, ANY["a bit flipped"])
-    assert made[0] == made[1] == made[2]
+        assert ("fine-tuning it first" in err) == (out != "2")
+        if damaged:
+            damage(teacher.with_name(damaged), ANY["a bit flipped"])
+    assert len(set(made)) == 1

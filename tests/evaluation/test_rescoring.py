@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from kdalign.distillation.pipeline import distill
-from kdalign.errors import RunError, UsageError
+from kdalign.errors import RunError, TamperedRun, UsageError
 from kdalign.evaluation.rescoring import _languages, rescore, rescore_archived, rescore_evaluation, rescore_run
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
@@ -20,6 +20,7 @@ from kdalign.runs.discovery import RunGroup
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable
 from kdalign.runs.record import read_record
+from kdalign.runs.seal import sealed
 from support.commands import run_in
 from support.covering import first_only
 from support.tiny import one_line, sentences
@@ -243,6 +244,10 @@ def test_each_edited_score_of_an_evaluation_is_found(evaluated, file):
             edited["results"][number]["scores"][place]["value"] += 1e-6 * (1 + score["value"])
             (evaluated / "edited.json").write_text(json.dumps(edited))
             shutil.copytree(evaluated / file.removesuffix(".json"), evaluated / "edited", dirs_exist_ok=True)
+            with pytest.raises(TamperedRun, match=r"edited\.json' was changed after it was written"):
+                rescore([evaluated / "edited.json"])
+            del edited["seal"]
+            (evaluated / "edited.json").write_text(json.dumps(sealed(edited)))  # who can change a file can seal it, too
             [line] = rescore([evaluated / "edited.json"]).differences
             assert f"{result['model']}, {result['split']}: {score['metric']} is recorded as" in line
 

@@ -422,6 +422,19 @@ def test_a_server_killed_half_way_loses_and_doubles_nothing(server, llama, tmp_p
     assert len(keys) == len(set(keys)) == 21  # with the line that keeps the dialect
 
 
+def test_a_kept_answer_that_was_changed_is_asked_again(server, llama, tmp_path):
+    with opened(server, llama, tmp_path) as asked:
+        written = asked.complete(PROMPTS[:3], [30] * 3)
+    file = tmp_path / "served.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    number = next(number for number, line in enumerate(lines) if '"text": "' in line)
+    lines[number] = lines[number].replace('"text": "', '"text": "x', 1)
+    file.write_text("".join(lines))
+    with opened(server, llama, tmp_path) as asked:
+        assert asked.complete(PROMPTS[:3], [30] * 3) == written
+        assert asked.spent.requests == 1
+
+
 def test_the_key_is_sent_and_never_written(server, llama, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with opened(server, llama, tmp_path) as asked:

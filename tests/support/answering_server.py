@@ -21,9 +21,9 @@ class _Handler(JsonHandler):
         self.send_json(200, {"model": "m-2", "choices": [{**choice, "finish_reason": finish}], "usage": usage})
 
 
-def answering_server(answer, refused=()):
+def answering_server(answer, refused=(), port=0):
     """Serve ``answer(body) -> (text, finish_reason)``; bodies with a parameter in ``refused`` get a 400.
 
     Yields the server, with its ``url`` and the bodies ``asked``.
     """
-    return json_server(_Handler, asked=[], answer=answer, refused=refused)
+    return json_server(_Handler, port, asked=[], answer=answer, refused=refused)

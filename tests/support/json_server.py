@@ -30,9 +30,9 @@ class JsonHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def json_server(handler, **state):
-    """Serve requests by a handler on a free port; yields the server, with its ``url`` and the state as attributes."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def json_server(handler, port=0, **state):
+    """Serve requests by a handler on a port, 0 for a free one; yields the server, with its ``url`` and the state."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads, server.block_on_close = True, False
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     vars(server).update(state)

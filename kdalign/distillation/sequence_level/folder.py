@@ -29,8 +29,22 @@ from kdalign.data.tasks import LanguageTask
 from kdalign.data.tasks.loading import load_table
 from kdalign.distillation.sequence_level.rows import reported_splits
 from kdalign.errors import TamperedRun, UsageError, shorten
-from kdalign.files import append_text, atomic_file, check_links, check_writable, read_json, sha256, write_json, writing
+from kdalign.files import (
+    append_text,
+    atomic_file,
+    check_links,
+    check_writable,
+    is_draft,
+    line_of,
+    read_json,
+    read_line,
+    remove_drafts,
+    sha256,
+    write_json,
+    writing,
+)
 from kdalign.runs.locks import LOCK
+from kdalign.runs.seal import is_changed, sealed
 
 RECORD = "generation.json"
 WORK = "generation"
@@ -96,7 +110,7 @@ class GenerationFolder:
             UsageError: what the folder holds, and what can be done.
         """
         check_writable(self.path)
-        if not self.path.is_dir() or all(file.name == LOCK for file in self.path.iterdir()):
+        if self._is_free:
             return
         check_links(self.path)
         if not self.command.is_file():
@@ -108,6 +122,16 @@ class GenerationFolder:
             )
         if not overwrite and self.record.is_file():
             self.check_files(self.read_record(), f"generate it again by: {shown} --overwrite")
+
+    @property
+    def _is_free(self) -> bool:
+        """True if it holds nothing, or what a command leaves that is stopped before it has written what it does."""
+        folders = [folder for folder in (self.path, self.work) if folder.is_dir()]
+        return all(
+            inner == self.work or inner.name == LOCK or is_draft(inner)
+            for folder in folders
+            for inner in folder.iterdir()
+        )
 
     @property
     def has_answers(self) -> bool:
@@ -124,6 +148,7 @@ class GenerationFolder:
             UsageError: the folder's files cannot be read.
             Unwritten: a file cannot be written.
         """
+        remove_drafts(self.work)
         if self.command.is_file():
             before = self._begun()
             if before == command:
@@ -138,7 +163,7 @@ class GenerationFolder:
         with writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self._cut_unfinished_line()
-        write_json(self.command, command)
+        write_json(self.command, sealed(command))
 
     def _cut_unfinished_line(self) -> None:
         if self.answers.is_file():
@@ -150,6 +175,8 @@ class GenerationFolder:
         tree = read_json(self.command)
         if not isinstance(tree, dict):
             raise UsageError(f"{str(self.command)!r} does not hold a command of kdalign; choose another --out")
+        if is_changed(tree):
+            raise TamperedRun(f"{str(self.command)!r} was changed: put it back as it was, or choose another --out")
         return tree
 
     def read_record(self) -> dict[str, Any]:
@@ -157,10 +184,16 @@ class GenerationFolder:
 
         Raises:
             UsageError: it is none.
+            TamperedRun: it was changed.
         """
         tree = read_json(self.record)
         if not isinstance(tree, dict) or not isinstance(tree.get("files"), dict):
             raise UsageError(f"{str(self.record)!r} is no record of generated data")
+        if is_changed(tree):
+            raise TamperedRun(
+                f"{str(self.record)!r} was changed after it was written: put it back as it was, or generate the data "
+                "again with --overwrite"
+            )
         return tree
 
     def check_files(self, record: Mapping[str, Any], mend: str) -> None:
@@ -187,11 +220,11 @@ class GenerationFolder:
         found, answer = [], TypeAdapter(GeneratedAnswer)
         for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
             try:
-                found.append(answer.validate_python(json.loads(line), strict=False))
+                found.append(answer.validate_python(read_line(line), strict=False))
             except (ValueError, RecursionError):  # a ValidationError is a ValueError
                 raise UsageError(
-                    f"{str(self.answers)!r}, line {number}: {shorten(repr(line), 80)} is no answer: remove that line, "
-                    "and run the same command again"
+                    f"{str(self.answers)!r}, line {number}: {shorten(repr(line), 80)} is no answer as it was "
+                    "written: remove that line, and run the same command again"
                 ) from None
         return found
 
@@ -201,8 +234,7 @@ class GenerationFolder:
         Raises:
             Unwritten: the file cannot be written.
         """
-        lines = [json.dumps(asdict(answer), ensure_ascii=True) + "\n" for answer in answers]
-        append_text(self.answers, "".join(lines))
+        append_text(self.answers, "".join(line_of(asdict(answer)) for answer in answers))
 
     def write_train(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the training split: as parquet or jsonl, by the file's name."""
@@ -230,7 +262,7 @@ class GenerationFolder:
         files = {name: sha256(self.path / name) for name in names}
         content = json.dumps([self._begun(), files], sort_keys=True)
         whole = {**record, "files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
-        write_json(self.record, whole)
+        write_json(self.record, sealed(whole))
         return whole
 
 

@@ -104,7 +104,7 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Named
     thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
     smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
     thinned = max(each.every for each in trained)
-    smooth += f", of every {thinned}th step alone" if thinned > 1 else ""
+    smooth += f", at the end of every {thinned}th step alone" if thinned > 1 else ""
     alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
     caption = (
         f"Each term of the objective before its weight, {smooth}. {_counted(trained)}{alike}. "
@@ -237,7 +237,7 @@ def draw_samples(trained: Sequence[Curves], students: Sequence[str] = ()) -> Nam
     ]
     told = f"Steps with an alarm: {'; '.join(alarms)}" if alarms else "No step has an alarm"
     thinned = max(each.every for each in shown)
-    told += f", of every {thinned}th step alone" if thinned > 1 else ""
+    told += f", at the end of every {thinned}th step alone" if thinned > 1 else ""
     caption = (
         f"On-policy steps; lines: means of neighbouring ones. {_counted(shown)}. {told}."
         f"{name_shown(len(drawn), len(groups), 'recipes')}"

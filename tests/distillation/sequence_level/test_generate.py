@@ -71,7 +71,7 @@ def contents(folder):
     record = record_of(folder)
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     files.pop("generation.json")
-    return files, {name: value for name, value in record.items() if name not in ("seconds", "known_before")}
+    return files, {name: value for name, value in record.items() if name not in ("seconds", "known_before", "seal")}
 
 
 # What a folder holds
@@ -316,6 +316,26 @@ def test_a_folder_without_an_answer_is_free_for_the_corrected_command(kdalign, h
         assert (status, "holds data of another command (url is " in one_line(err)) == (2, True)
 
 
+def test_a_folder_in_which_a_killed_command_had_not_said_what_it_makes_is_free(kdalign, here):
+    (here / "out/generation").mkdir(parents=True)
+    for left in ("out/generation/.command.json.7.tmp", "out/.lock"):
+        (here / left).write_text("{")
+    assert kdalign(*words())[0] == 0
+    assert kdalign(*words("t", "translation:en-de", "pairs", "fresh"))[0] == 0
+    assert contents(here / "out") == contents(here / "fresh")
+
+
+def test_a_record_that_was_changed_is_refused(kdalign, here):
+    assert kdalign(*words())[0] == 0
+    record = here / "out/generation.json"
+    record.write_text(record.read_text().replace('"kept": ', '"kept": 1', 1))
+    status, out, err = kdalign(*words())
+    assert (status, out) == (2, "")
+    assert "generation.json' was changed after it was written" in one_line(err)
+    record.write_text(json.dumps({key: value for key, value in record_of(here / "out").items() if key != "seal"}))
+    assert kdalign(*words())[0] == 0, "older versions wrote no seal"
+
+
 def test_answers_are_selected_again_without_the_teacher_where_only_the_filters_differ(kdalign, here, monkeypatch):
     assert kdalign(*words())[0] == 0
     with monkeypatch.context() as patched:
@@ -509,12 +529,15 @@ def test_another_template_is_another_command(kdalign, here, folder):
     assert (status, "holds data of another command (prompts is " in one_line(err)) == (2, True)
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "a"}', '{"prompt": "a", "draw": 0, "text": ["x"]}', "[1]", "x"])
+@pytest.mark.parametrize(
+    "line", ["another", '{"prompt": "a"}', '{"prompt": "a", "draw": 0, "text": ["x"]}', "[1]", "x"]
+)
 def test_kept_answers_that_are_none_are_named_with_their_line(kdalign, here, line):
     assert kdalign(*words())[0] == 0
     (here / "out/generation.json").unlink()
     kept = here / "out/generation/answers.jsonl"
     first = kept.read_text().splitlines()[0]
+    line = first.replace('"draw": 0', '"draw": 1') if line == "another" else line
     kept.write_text(f"{first}\n{line}\n")
     status, _, err = kdalign(*words())
     assert status == 2
