@@ -33,6 +33,7 @@ from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import sentence_modules
+from kdalign.models.sharding import make_whole
 from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
@@ -92,6 +93,7 @@ def export_student(
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attention = _attention_to_layers(loaded, task, accelerator, observer)
+    make_whole(learner.student, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         checkpoint = _write_student(loaded, learner, options.export)
         exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
