@@ -1,5 +1,6 @@
 """Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16 and determinism."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
     """
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
+    _check_launcher()
     here = torch.accelerator.current_accelerator(check_available=True)
     if device not in ("auto", "cpu") and (here is None or here.type != device):
         raise UsageError(f"no {device} device here (found: {here.type if here else 'cpu only'})")
@@ -34,6 +36,30 @@ def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
             raise unknown("tracker", tracker, known)
         if tracker not in installed:
             raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
+
+
+_WRAPPERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallel dimensions",
+}
+"""What accelerate's configuration file may ask for, by the variable with which its launcher tells."""
+
+
+def _check_launcher() -> None:
+    """Refuse a launcher's configuration by which accelerate would wrap models in its own way.
+
+    Raises:
+        UsageError: what it asks for, and what kdalign has in its place.
+    """
+    for variable, name in _WRAPPERS.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {name}, which kdalign does not train with: take a configuration "
+                f"for plain data parallelism (torchrun, or accelerate launch --multi_gpu), and train.sharding=fsdp2 to "
+                f"shard models over the ranks"
+            )
 
 
 def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:

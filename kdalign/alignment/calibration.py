@@ -18,6 +18,7 @@ from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, blocks, split_stack, stack_of_teacher
 from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode
+from kdalign.models.sharding import gathered
 
 CALIBRATION_TOKENS = 16_384
 """Number of tokens on which the variance of the teacher's features is measured."""
@@ -184,7 +185,8 @@ def _capture_all(
 
 def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
     body = model.base_model
-    with inference_mode(body), capture(model, CaptureSpec(hidden=frozenset(blocks(model)))) as signals:
+    wanted = CaptureSpec(hidden=frozenset(blocks(model)))
+    with gathered(model), inference_mode(body), capture(model, wanted) as signals:
         body(**accepted_inputs(body, inputs))
     return signals
 

@@ -20,6 +20,7 @@ from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
 from kdalign.data.corruption import with_corruption
 from kdalign.data.epochs import sample_batches
+from kdalign.distillation.checks import shards
 from kdalign.distillation.load import LoadedModels, preview
 from kdalign.distillation.streamed import StreamedTexts
 from kdalign.distillation.teacher_answers import hash_weights, keep_samples, predict_untrained
@@ -34,6 +35,7 @@ from kdalign.models.architecture import vocabulary_size
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
 from kdalign.models.sampling import Sampling
+from kdalign.models.sharding import is_sharded, shard
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
@@ -70,6 +72,9 @@ def build_task(
     run, recipe, texts, tokenizer = opened.run, opened.recipe, opened.texts, opened.tokenizer
     model = student.freeze(loaded.student, recipe.train.freeze)
     computed = computed_teacher(loaded, accelerator)
+    if shards(recipe):
+        shard(model, accelerator.device)
+        observer.announce(f"sharding: {accelerator.num_processes} ranks share the student's weights")
     plan = None
     if computed is not None:
         plan = build_plan(loaded, computed, model, accelerator, resume)
@@ -235,7 +240,7 @@ class Evaluator:
         self.loaded.watch.begin("monitoring")
         loaded, adapter = self.loaded, self.loaded.opened.run.adapter
         watched, tokenizer = loaded.opened.texts.watched, loaded.opened.tokenizer
-        if exact:
+        if exact and not is_sharded(model):  # of whose ranks all must compute, or none
             weights = hash_weights(model)
             predictions, known = predict_untrained(adapter, model, weights, watched)
             samples, read = keep_samples(model, weights, tokenizer, loaded.prompts)
@@ -243,7 +248,8 @@ class Evaluator:
                 found = ["answers on the monitored texts"] * known + ["samples"] * read
                 self.observer.announce(f"from kdalign's cache: the new student's {' and '.join(found)}")
         else:
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=loaded.opened.bf16):
+            bf16 = loaded.opened.bf16 and not exact
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 predictions = adapter.predict(model, watched)
             samples = complete(model, tokenizer, loaded.prompts)
         scores = on_first_rank(lambda: self._score(predictions, samples))

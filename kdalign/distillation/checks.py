@@ -16,6 +16,7 @@ from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.sharding import check_sharding
 from kdalign.models.student_source import CheckpointStudent, ScratchStudent, StudentSource
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.losses import LEAST_GROUP
@@ -73,6 +74,11 @@ def settle(findings: Iterable[Finding], allow: Collection[str]) -> Iterator[Find
         yield replace(finding, allowed=allowed)
 
 
+def shards(recipe: Recipe) -> bool:
+    """Return whether a run's models are sharded: the recipe asks for it, and there are several ranks."""
+    return recipe.train.sharding != "none" and world_size() > 1
+
+
 def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None) -> None:
     """Refuse settings that do not go with the kind of task.
 
@@ -83,6 +89,8 @@ def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None)
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
     check_optimizer(recipe.train)
+    if shards(recipe):
+        check_sharding()
     if not isinstance(adapter.task, ClassificationTask):
         _check_settings_of_labels(recipe, adapter)
     trained = (recipe.tokenizer or "").startswith("train:")

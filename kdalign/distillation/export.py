@@ -34,6 +34,7 @@ from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import sentence_modules
+from kdalign.models.sharding import make_whole
 from kdalign.observer import Observer
 from kdalign.ranks import on_first_rank
 from kdalign.runs.folder import RunFolder
@@ -94,6 +95,7 @@ def export_student(
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attention = _attention_to_layers(loaded, task, accelerator, observer)
+    make_whole(learner.student, keep=accelerator.is_main_process)
     checkpoint = on_first_rank(partial(_write_student, loaded, learner, options.export))
     exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
     watch.begin("scoring the student")

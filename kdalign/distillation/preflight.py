@@ -21,7 +21,7 @@ from kdalign.distillation.memory import training_device
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
-from kdalign.environment import cache_folder
+from kdalign.environment import cache_folder, world_size
 from kdalign.errors import UsageError, cause_of
 from kdalign.files import check_writable, size_text
 from kdalign.models import checkpoint_files, loading
@@ -261,6 +261,8 @@ def _without_effect(run: PreparedRun) -> list[str]:
         found.append("revision is for a teacher, and there is none")
     if not recipe.has_served_teacher and recipe.served != plain.served:
         found.append("served is for a teacher behind an API, openai:NAME")
+    if train.sharding != plain.train.sharding and world_size() == 1:
+        found.append(f"train.sharding={train.sharding} is for several ranks, and this is one process")
     if train.holdout != plain.train.holdout and not train.holds_out:
         found.append("train.holdout is for select: best and patience")
     if recipe.finetune != plain.finetune and not run.finetunes:

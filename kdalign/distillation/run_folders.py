@@ -178,15 +178,17 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
         )
 
 
-_RESULT_STAYS = ("out", "allow", "cache.keep", "train.keep", *(f"served.{key}" for key in SERVED_LIMITS))
+_RESULT_STAYS = (
+    "out", "allow", "cache.keep", "train.keep", "train.sharding", *(f"served.{key}" for key in SERVED_LIMITS)
+)  # fmt: skip
 """Keys that may differ when a run is resumed."""
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:
     """Return the first key on which two recipes differ.
 
-    The folder does not count, nor do limits of requests, what checks may find, a precision that is left to kdalign, or
-    what a cache keeps for other runs.
+    The folder does not count, nor do limits of requests, what checks may find, a precision that is left to kdalign,
+    what a cache keeps for other runs, or how ranks share a model.
     """
     ours, theirs = given.flat(), saved.flat()
     for key, value in ours.items():

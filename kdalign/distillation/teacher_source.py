@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from kdalign.alignment.plan import Plan
+from kdalign.distillation.checks import shards
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.teacher_cache import use_cache
@@ -22,8 +23,11 @@ def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> Computed
     """Return the teachers whose weights are loaded, at the precision of training; None without a teacher."""
     run, rounded = loaded.opened.run, product_dtype(loaded.opened) or torch.float32
     models = [teacher.model for teacher in loaded.teachers]
+    # Ranks that fill a cache read other rows, one more than another.
+    sharded = shards(run.recipe) and run.recipe.cache.folder is None
     computed = [
-        ComputedTeacher(model, run.adapter.output_order(model), rounded, accelerator.device) for model in models
+        ComputedTeacher(model, run.adapter.output_order(model), rounded, accelerator.device, sharded)
+        for model in models
     ]
     if len(computed) > 1:
         return SeveralTeachers(tuple(computed), mixing_of(run.recipe))

@@ -27,6 +27,7 @@ from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
 from kdalign.models.mixtures import ClassMixture
 from kdalign.models.own_attention import OWN_ATTENTION
+from kdalign.models.sharding import is_sharded
 from kdalign.models.token_targets import TokenTargets
 
 
@@ -391,15 +392,18 @@ def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tup
         kept.append(output)
         return output[:, :0]
 
-    module, head = vocabulary_head(model)
+    module, _ = vocabulary_head(model)
     linear = isinstance(module, nn.Linear)
     handle = module.register_forward_pre_hook(before) if linear else module.register_forward_hook(after)
     try:
-        model(**inputs)
+        output = model(**inputs)
     finally:
         handle.remove()
     (features,) = kept
-    return features, head
+    if is_sharded(model):
+        # No logit, hence nothing; but by its output a sharded model learns that a backward begins.
+        features = features + output[0].sum()
+    return features, vocabulary_head(model)[1]  # a sharded model's are gathered by now
 
 
 def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, LMHead]:

@@ -1,32 +1,180 @@
-"""Models whose parameters are sharded over ranks."""
+"""Shard a model over ranks, layer by layer, by torch's FSDP2.
 
+Of each parameter a rank keeps some rows (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054, by
+``torch.distributed.fsdp.fully_shard``). A layer's are gathered for its forward and again for its backward, after which
+its gradients are averaged over ranks and each rank keeps those of its rows. What is in no layer (embeddings, the last
+norm, the head) is gathered from the model's forward to the end of the backward, so that losses on the vocabulary read
+its weights as they do without sharding.
+
+Every forward of a sharded model is one of all ranks, which must run it equally often.
+"""
+
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-from kdalign.ranks import rank_and_size
+from kdalign.errors import UsageError
+from kdalign.models.architecture import blocks
+from kdalign.models.lm_head import LMHead
+
+
+def check_sharding() -> None:
+    """Refuse a version of torch in which a forward of a sharded model cannot end early.
+
+    Raises:
+        UsageError: the version.
+    """
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise UsageError(f"train.sharding=fsdp2 needs torch 2.13 or newer (found: {torch.__version__})")
+
+
+def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Shard a model in place over all ranks.
+
+    Args:
+        model: the same on every rank, on any device; parameters that are trained have one type.
+        device: the rank's device, to which its rows are moved.
+    """
+    # Of outputs that are views. Nothing changes an output in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in dict.fromkeys(blocks(model).values()):
+        fully_shard(layer.to(device), mesh=mesh)
+    fully_shard(model.to(device), mesh=mesh)
+    # Else whatever ran first, such as a model's body alone, would count as the whole.
+    _parts(model)[0]._get_fsdp_state()._lazy_init()
+    for part in _parts(model):  # memory that is first used in inference mode could not be used outside
+        part.unshard()
+        part.reshard()
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """True if a model is sharded over ranks."""
+    return isinstance(model, FSDPModule)
 
 
 def needs_every_rank(*models: nn.Module) -> bool:
-    """Return whether a model's parameters are shards, so that its forward waits for every rank's."""
-    if rank_and_size()[1] == 1:
-        return False
-    from torch.distributed.tensor import DTensor  # which takes a second to load
+    """True if a forward of one of these models waits for every rank's."""
+    return any(map(is_sharded, models))
 
-    return any(isinstance(parameter, DTensor) for model in models for parameter in model.parameters())
+
+def has_shards(module: nn.Module) -> bool:
+    """True if a module has a parameter that is sharded over ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather what is in no layer of a sharded model, so that parts of it, such as an encoder, may run by themselves."""
-    if not needs_every_rank(model):
-        yield
-        return
-    sharded: Any = model
-    sharded.unshard()
+    """Gather what is in no layer, so that parts of a model, too, may run inside: its body, its encoder.
+
+    Layers are gathered one by one, so that all ranks run them equally often. A model that is not sharded stays as it
+    is.
+    """
+    if isinstance(model, FSDPModule):
+        model.unshard()
     try:
         yield
     finally:
-        sharded.reshard()
+        reshard(model)
+
+
+@contextmanager
+def gathered_whole(model: nn.Module) -> Iterator[None]:
+    """Gather all weights of a model, so that each rank may run it as often as it likes inside, without gradients."""
+    layers = _parts(model)[1:]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+        layer.unshard()
+    try:
+        with gathered(model):
+            yield
+    finally:
+        for layer in layers:
+            layer.reshard()
+            layer.set_reshard_after_forward(True, recurse=False)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what is gathered of a model in no layer: what is loaded or read then are the shards."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def end_forward(model: nn.Module) -> None:
+    """Free all that is gathered of a model without gradients, whether its forward has ended or was left early."""
+    if isinstance(model, FSDPModule):
+        model.reset_iter_state()
+
+
+def gather_head(head: LMHead) -> LMHead:
+    """Gather a sharded head from all ranks; it stays until nobody reads it."""
+    return replace(head, weight=whole(head.weight), bias=None if head.bias is None else whole(head.bias))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a tensor from all ranks, without a gradient; one that is not sharded is given back."""
+    given: Any = tensor
+    return given.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor, in the same memory; one that is not sharded is given back."""
+    given: Any = tensor
+    return given.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_rows(tensor: Tensor) -> slice:
+    """The numbers of this rank's rows: as by ``torch.chunk``, the last ranks may have fewer, or none."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, len(tensor))
+    size = -(-len(tensor) // tensor.device_mesh.size())
+    start = min(len(tensor), tensor.device_mesh.get_local_rank() * size)
+    return slice(start, start + len(tensor.to_local()))
+
+
+def sharded_like(parameter: DTensor, rows: Tensor) -> DTensor:
+    """Make a tensor that is sharded as a parameter is, of this rank's rows."""
+    made: DTensor = DTensor.from_local(
+        rows,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return made
+
+
+def make_whole(model: nn.Module, keep: bool) -> None:
+    """Gather a sharded model's weights one by one in the memory of the host, in place, to be saved; it cannot run then.
+
+    Args:
+        model: the model.
+        keep: false on a rank that only sends its rows.
+    """
+    reshard(model)
+    known: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not isinstance(parameter, DTensor):
+                continue
+            if id(parameter) not in known:
+                gathered_rows = whole(parameter)
+                known[id(parameter)] = nn.Parameter(gathered_rows.cpu(), parameter.requires_grad) if keep else parameter
+            module.register_parameter(name, known[id(parameter)])
+
+
+def _parts(model: nn.Module) -> list[Any]:
+    """The model and its layers."""
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]

@@ -293,6 +293,7 @@ class Recipe(Section):
                 raise ValueError(f"--multi-task is for tasks of classes or scores: not for task {task!r}")
         refused = {
             "--lora": train.lora is not None,
+            "train.sharding": train.sharding != "none",
             "align.remap_every": self.align.remap_every is not None,
             "--select best": train.select == "best",
             "--patience": train.patience is not None,

@@ -300,6 +300,10 @@ class TrainSettings(Section):
     optimizer_state: Literal["fp32", "bf16", "8bit"] = "fp32"
     """Format in which AdamW keeps its two moments: ``fp32`` (8 bytes for each trained weight), ``bf16`` (4, rounded at
     random so that none stands still) or ``8bit`` (about 2, by bitsandbytes: ``pip install 'kdalign[8bit]'``)."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """How several ranks share the student and a teacher in memory: ``none`` (each holds all of both) or ``fsdp2``
+    (each holds some rows of every weight, gradient and moment, and layers are gathered when they are computed; by
+    torch's ``fully_shard``). With one process it changes nothing."""
     lora: int | None = Field(None, ge=1, le=10**6)
     """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()
@@ -350,6 +354,17 @@ class TrainSettings(Section):
     def _check_lora(self) -> "TrainSettings":
         if self.freeze and self.lora is not None:
             raise ValueError("adapters leave layers and embeddings as they are: give train.freeze or --lora, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> "TrainSettings":
+        if self.sharding != "none" and self.optimizer_state == "8bit":
+            raise ValueError(
+                "train.optimizer_state=8bit scales blocks of weights that a shard would cut: with train.sharding=fsdp2 "
+                "give fp32 or bf16"
+            )
+        if self.sharding != "none" and self.device == "mps":
+            raise ValueError("train.sharding=fsdp2 is for several ranks, which mps does not have: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -5,8 +5,9 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
 from kdalign.models.architecture import accepted_inputs, layout_of
-from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward
+from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, vocabulary_head
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.sharding import end_forward, gather_head, is_sharded, shard
 from kdalign.models.token_targets import DenseTokens
 from kdalign.teachers.base import TermRequest
 
@@ -18,11 +19,28 @@ class ComputedTeacher:
         model: the model, in bfloat16 or float32.
     """
 
-    def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        order: tuple[int, ...] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        sharded: bool = False,
+    ) -> None:
+        """Freeze the model, and move it to its device and precision.
+
+        Args:
+            model: the model, in float32.
+            order: number of its output for each class of the task; None without classes.
+            dtype: precision of its matrix products.
+            device: device of training.
+            sharded: keep a part of it on each rank; then every rank must call it equally often.
+        """
         # A family's own attention may mix weights with positions in float32: its products are rounded instead.
         self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
-        self.model = enable_capture(model).to(device=device, dtype=weights).eval().requires_grad_(False)
+        self.model = enable_capture(model).to(dtype=weights).eval().requires_grad_(False)
+        self.model = shard(self.model, device) if sharded else self.model.to(device)
         self._order = order
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
@@ -30,8 +48,13 @@ class ComputedTeacher:
         device, inputs, matching = self.model.device, batch.teacher_inputs, batch.matching
         order = None if self._order is None else torch.tensor(self._order, device=device)
         with torch.no_grad():
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._rounds):
-                signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, order)
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=self._rounds):
+                    signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, order)
+            finally:
+                end_forward(self.model)
+            if signals.head is not None and is_sharded(self.model):
+                signals.head = gather_head(vocabulary_head(self.model)[1])
             if signals.head is not None:
                 features = signals.features
                 features = features if matching is None else matching.align_predictions(features)

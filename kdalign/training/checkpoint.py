@@ -3,26 +3,28 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdalign.errors import UsageError, cause_of
 from kdalign.files import atomic_file, read_json, sha256, write_json, writing
+from kdalign.ranks import on_every_rank, on_first_rank, rank_and_size
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import BEGUN
 from kdalign.runs.seal import seal_of
+from kdalign.training.tensor_files import FILES, OF_EACH_WEIGHT, load_weights, read_tensors, save_weights, write_tensors
 
 BEST = "best.safetensors"
 """File next to the checkpoints with the weights of the best step so far, if these are to be exported."""
-_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
+_PROGRESS = "progress.json"
 
 
 @dataclass
@@ -100,21 +102,24 @@ class TrainState:
         return sampled / max(seconds, 1e-9), tokens / max(others, 1e-9)
 
 
-def save_weights(file: Path, module: nn.Module, step: int | None = None) -> None:
-    """Write a module's tensors, tied ones once, into an atomic file; the step goes into its header."""
-    with atomic_file(file) as temporary:
-        save_model(module, str(temporary), None if step is None else {"step": str(step)}, force_contiguous=True)
+def save_best(
+    folder: RunFolder, module: nn.Module, progress: TrainState, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the weights of the best step so far, and their hash into the progress.
 
-
-def load_weights(file: Path, module: nn.Module) -> None:
-    """Load what ``save_weights`` wrote."""
-    load_model(module, str(file))
-
-
-def save_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
-    """Write the weights of the best step so far, and their hash into the progress."""
-    save_weights(folder.checkpoints / BEST, module, progress.step)
-    progress.best_hash = sha256(folder.checkpoints / BEST)
+    Args:
+        folder: of the run.
+        module: all that is trained.
+        progress: steps taken.
+        tensors: its tensors, if they were gathered from several ranks.
+    """
+    file = folder.checkpoints / BEST
+    if tensors is None:
+        save_weights(file, module, progress.step)
+    else:
+        with atomic_file(file) as temporary:
+            save_file(dict(tensors), temporary, {"step": str(progress.step)})
+    progress.best_hash = sha256(file)
 
 
 def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
@@ -137,6 +142,7 @@ def save_checkpoint(
     progress: TrainState,
     keep: int,
     parts: Sequence[RunFolder] = (),
+    in_parts: bool = False,
 ) -> None:
     """Write a checkpoint, then drop older ones.
 
@@ -149,50 +155,78 @@ def save_checkpoint(
         progress: steps taken, scores and time.
         keep: number of checkpoints that are kept, the newest.
         parts: folders with the run's histories; by default its own.
+        in_parts: true if the module is sharded over ranks, which all call this, and write their own rows each; else the
+            first rank alone writes all.
 
     Raises:
         Unwritten: the disk is full or read-only; earlier checkpoints are unchanged.
     """
-    final = folder.checkpoints / f"step-{progress.step}"
-    if final.exists():
+    final, draft = (folder.checkpoints / name for name in (f"step-{progress.step}", f".step-{progress.step}.tmp"))
+    if in_parts:
+        _save_shards(folder, module, optimizer, progress, keep, parts)
+    elif not final.exists():
+        try:
+            with writing(final):
+                _begin(draft, final)
+                files = write_tensors(draft, module, optimizer)
+                _complete(draft, final, files, folder, progress, keep, parts)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _save_shards(
+    folder: RunFolder,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: TrainState,
+    keep: int,
+    parts: Sequence[RunFolder],
+) -> None:
+    """Write a checkpoint of which each rank writes its own rows; what fails on one rank fails on all."""
+    final, draft = (folder.checkpoints / name for name in (f"step-{progress.step}", f".step-{progress.step}.tmp"))
+    if on_first_rank(final.exists):
         return
-    draft = folder.checkpoints / f".step-{progress.step}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+
+    def write_own() -> dict[str, str]:
         with writing(final):
-            draft.mkdir(parents=True)
-            save_weights(draft / _MODEL, module)
-            moments = _moments_of(optimizer, {parameter: name for name, parameter in module.named_parameters()})
-            save_file(moments, draft / _OPTIMIZER)
-            tree = asdict(progress) | {
-                "files": {name: sha256(draft / name) for name in (_MODEL, _OPTIMIZER)},
-                "histories": {checkpoint_name(part, folder): part.history_seal() for part in parts or (folder,)},
-                "run": folder.identity,
-            }
-            write_json(draft / _PROGRESS, {**tree, "seal": seal_of(tree)})
-            draft.replace(final)
+            return write_tensors(draft, module, optimizer, rank_and_size())
+
+    try:
+        on_first_rank(partial(_begin, draft, final))
+        files = {name: digest for own in on_every_rank(write_own) for name, digest in own.items()}
+        on_first_rank(partial(_complete, draft, final, files, folder, progress, keep, parts))
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if rank_and_size()[0] == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _begin(draft: Path, final: Path) -> None:
+    """Make an empty folder for a checkpoint that is being written."""
+    shutil.rmtree(draft, ignore_errors=True)
+    with writing(final):
+        draft.mkdir(parents=True)
+
+
+def _complete(
+    draft: Path,
+    final: Path,
+    files: Mapping[str, str],
+    folder: RunFolder,
+    progress: TrainState,
+    keep: int,
+    parts: Sequence[RunFolder],
+) -> None:
+    """Write the progress of a checkpoint whose other files are written, give it its name, and drop older ones."""
+    tree = asdict(progress) | {
+        "files": dict(files),
+        "histories": {checkpoint_name(part, folder): part.history_seal() for part in parts or (folder,)},
+        "run": folder.identity,
+    }
+    with writing(final):
+        write_json(draft / _PROGRESS, {**tree, "seal": seal_of(tree)})
+        draft.replace(final)
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-_OF_EACH_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
-"""Parts of an optimizer's state with a number for each weight; others are counters, scales and tables of codes."""
-
-
-def _moments_of(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """Return an optimizer's state by the names of parameters, each tensor with memory of its own, as files need it."""
-    moments: dict[str, Tensor] = {}
-    known: set[int] = set()
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            kept = torch.as_tensor(value).detach().cpu().contiguous()
-            if kept.data_ptr() in known:  # a table of codes that all parameters share
-                kept = kept.clone()
-            known.add(kept.data_ptr())
-            moments[f"{names[parameter]}/{key}"] = kept
-    return moments
 
 
 @dataclass(frozen=True)
@@ -203,12 +237,14 @@ class SavedCheckpoint:
         path: its folder; None if no step was saved yet.
         progress: steps taken, scores and time.
         histories: size in bytes of each folder's history; empty in checkpoints without checksums.
+        files: names of its files of tensors.
         skipped: newer ones that are damaged, each with the reason.
     """
 
     path: Path | None = None
     progress: TrainState = field(default_factory=TrainState)
     histories: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = FILES
     skipped: tuple[str, ...] = ()
 
     @property
@@ -236,7 +272,7 @@ def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedChe
         except UsageError as error:
             skipped.append(f"{path.name} ({error})")
         else:
-            return SavedCheckpoint(path, saved.progress, saved.histories, tuple(skipped))
+            return replace(saved, skipped=tuple(skipped))
     if skipped:
         raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(skipped)}{_hint(folder)}")
     return SavedCheckpoint()
@@ -257,9 +293,7 @@ def load_checkpoint(
     saved = saved or newest_sound(folder)
     if saved.path is not None:
         try:
-            load_weights(saved.path / _MODEL, module)
-            device = accelerator.device  # of several ranks on a CPU ``cpu:0``, which safetensors does not know
-            moments = load_file(saved.path / _OPTIMIZER, device="cpu" if device.type == "cpu" else str(device))
+            moments = read_tensors(saved.path, saved.files, module, accelerator.device)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
                 f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_hint(folder)}"
@@ -267,7 +301,7 @@ def load_checkpoint(
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
             name, _, what = key.rpartition("/")
-            other = name in parameters and what in _OF_EACH_WEIGHT and value.shape != parameters[name].shape
+            other = name in parameters and what in OF_EACH_WEIGHT and value.shape != parameters[name].shape
             if name not in parameters or other:
                 raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_hint(folder)}")
             # The step counter of a fused optimizer is on the parameter's device; others count in Python.
@@ -317,7 +351,8 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedChe
             raise UsageError(f"{part.history.name} is not as it was then")
     if progress.best_hash:
         _check_best(folder, progress)
-    return SavedCheckpoint(path, progress, {name: seal["bytes"] for name, seal in tree["histories"].items()})
+    sizes = {name: seal["bytes"] for name, seal in tree["histories"].items()}
+    return SavedCheckpoint(path, progress, sizes, tuple(sorted(tree["files"])))
 
 
 def _check_unsealed(folder: RunFolder, path: Path) -> None:
@@ -325,7 +360,7 @@ def _check_unsealed(folder: RunFolder, path: Path) -> None:
     begun = folder.begun
     if begun is not None and not begun.get("older", False):
         raise UsageError(f"{_PROGRESS} has no checksums")
-    for name in (_MODEL, _OPTIMIZER):
+    for name in FILES:
         try:
             with safe_open(path / name, "np"):
                 pass

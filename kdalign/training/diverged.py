@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from kdalign.models.architecture import first_non_finite
 from kdalign.objective.objective import Objective
 from kdalign.training.learner import Learner
+from kdalign.training.sharded_step import first_non_finite
 
 _SMALL_TEMPERATURE, _LARGE_WEIGHT = 1e-3, 1e6
 """Temperature below which, and weight above which, it is named as the likely cause."""

@@ -12,7 +12,7 @@ not decay and its moments stay.
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -24,14 +24,12 @@ from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
 from kdalign.data.epochs import total_steps
 from kdalign.environment import trim_heap
-from kdalign.errors import Interrupted, NotFinite, RunError, UsageError
-from kdalign.models.architecture import first_non_finite
+from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
 from kdalign.ranks import on_first_rank
 from kdalign.recipe import TrainSettings
-from kdalign.recipe.schedules import Place
 from kdalign.runs.folder import RunFolder, steps_a_row
 from kdalign.signals import first_signal
 from kdalign.training.checkpoint import (
@@ -46,12 +44,14 @@ from kdalign.training.checkpoint import (
 )
 from kdalign.training.diagnostics import count_step_units, gradient_norms, measure_terms
 from kdalign.training.diverged import or_fp32
-from kdalign.training.optimizer import learning_rate, make_optimizer
+from kdalign.training.optimizer import make_optimizer, set_learning_rate
 from kdalign.training.row_order import begins_again
 from kdalign.training.run_length import MOST_TIMES, length_of
+from kdalign.training.sharded_step import agree_on_best, first_non_finite
 from kdalign.training.step import Stepper, settings_of_steps
 from kdalign.training.step_reports import StepReporter, history_event
 from kdalign.training.task_trainer import StepData, TaskTrainer, TrainTask, WatchedScores, announce_small_terms
+from kdalign.training.tensor_files import gather_weights
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system; its pieces of every size would grow to many gigabytes."""
@@ -96,6 +96,7 @@ class Trainer:
         progress: steps taken, and what a checkpoint keeps of them.
         taken: steps taken of each task.
         length: length of the run.
+        sharded: true if the student is sharded over ranks.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Trainer:
         self.module = nn.ModuleList([task.learner for task in tasks]) if self.several else tasks[0].learner
         self.module.to(accelerator.device).train()
         self.trainers = [TaskTrainer(task, self.length.total, settings, accelerator) for task in tasks]
+        self.sharded = self.trainers[0].sharded
         self.optimizer = make_optimizer(self.module, settings)
         self.progress, self.taken = TrainState(), [0] * len(tasks)
         self._saved_at = 0.0
@@ -268,7 +270,7 @@ class Trainer:
         trainer = self.trainers[turn]
         self._enter_stage(trainer)
         balance = trainer.task.learner.balance
-        data, lr = self._read_data(trainer, self.taken[turn]), self._set_learning_rate(place)
+        data, lr = self._read_data(trainer, self.taken[turn]), set_learning_rate(self.optimizer, self.settings, place)
         batches = data.batches
         planned, viewer = trainer.objective.at(place.progress), trainer.viewer
         own = trainer.on_policy_step(data, step, place)
@@ -278,7 +280,7 @@ class Trainer:
             planned = planned.on_samples(own.divergence)
         layers = {name: weights.values.tolist() for name, weights in trainer.objective.layer_weights.items()}
         objective = self._balance(trainer, planned, batches)
-        if self.taken[turn] % GRADIENT_STEPS == 0:
+        if self.taken[turn] % GRADIENT_STEPS == 0 and not self.sharded:  # whose layers hold no gradient in between
             self._measure_gradients(trainer, objective, batches[0])
         penalty = None if balance is None else partial(balance.penalty, weights=planned.weights)
         stepper = Stepper(viewer, self.optimizer, self.settings.clip)
@@ -319,12 +321,6 @@ class Trainer:
             self.observer.announce(f"the stream ended after {self.progress.stream['read']:,} rows, and begins again")
         self.progress.stream = data.state
         return data
-
-    def _set_learning_rate(self, place: Place) -> float:
-        lr = learning_rate(self.settings, place)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
-        return lr
 
     def _balance(self, trainer: TaskTrainer, planned: Objective, batches: list[Batch]) -> Objective:
         """Scale the objective's weights by the task's balancer, which first measures terms new to it."""
@@ -368,27 +364,23 @@ class Trainer:
         """Evaluate every task on its monitored texts; return true if training should stop early."""
         if not any(trainer.task.evaluate for trainer in self.trainers):
             return False
-        for trainer in self.trainers:
-            if trainer.task.evaluate is not None:
-                scores = self._evaluate(trainer, trainer.task.evaluate)
-                on_first_rank(partial(self._keep_scores, trainer, scores))
-        return self._is_patience_exhausted(on_first_rank(lambda: self.progress.evaluations_without_gain))
+        scores = [trainer.score(self.progress.step) for trainer in self.trainers]  # ranks share what is read
+        unsaved = on_first_rank(partial(self._record_all, scores))
+        if unsaved:
+            weights = gather_weights(self.module, keep=self.accelerator.is_main_process)
+            on_first_rank(partial(save_best, self.folder, self.module, self.progress, weights))
+        agree_on_best(self.progress)
+        return self._is_patience_exhausted(self.progress.evaluations_without_gain)
+
+    def _record_all(self, scores: Sequence[WatchedScores | None]) -> bool:
+        both = zip(self.trainers, scores, strict=True)
+        return any([self._record(trainer, found) for trainer, found in both if found is not None])
 
     def _is_patience_exhausted(self, evaluations_without_gain: int) -> bool:
         return self.settings.patience is not None and evaluations_without_gain >= self.settings.patience
 
-    def _evaluate(self, trainer: TaskTrainer, evaluate: Callable[..., WatchedScores]) -> WatchedScores:
-        """Score the student; ranks share what it reads."""
-        step = self.progress.step
-        try:
-            return evaluate(trainer.task.learner.student, exact=step == 0)  # where it is compared with the teacher
-        except NotFinite as error:
-            if step == 0:
-                raise RunError(f"the student gives NaN before it is trained: {error}") from None
-            raise RunError(f"the student has diverged at step {step}: {error}; lower --lr") from None
-
-    def _keep_scores(self, trainer: TaskTrainer, scores: WatchedScores) -> None:
-        """Write the scores into the history, and rank the step."""
+    def _record(self, trainer: TaskTrainer, scores: WatchedScores) -> bool:
+        """Write the scores into the history, and rank the step; return true if it is the best and not saved yet."""
         step = self.progress.step
         suffix = f" of {trainer.task.name}" if self.several else ""
         if step == 0:
@@ -400,11 +392,11 @@ class Trainer:
         for metric, reason in scores.undefined.items():
             self.observer.announce(f"step {step}, on the monitored texts{suffix}: {metric} is undefined, {reason}")
         self._write(trainer, {"kind": "evaluation", "step": step, **scores.kept})
-        if not self.several and trainer.in_last_stage:  # what counts is learnt there
-            self._rank(scores.deciding)
+        ranked = not self.several and trainer.in_last_stage  # what counts is learnt there
+        return ranked and self._rank(scores.deciding)
 
-    def _rank(self, value: float | None) -> None:
-        """Keep the step if it is the best so far.
+    def _rank(self, value: float | None) -> bool:
+        """Keep the step if it is the best so far; return true if all ranks must first gather its weights.
 
         A score of None is not a gain: a student whose score stays undefined is stopped like one that does not improve.
         The last of such steps is kept until a score has a value.
@@ -414,8 +406,11 @@ class Trainer:
         progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
         if gained or progress.best_score is None:
             progress.best_score, progress.best_step = value, progress.step
+            if self.settings.select == "best" and self.sharded:
+                return True
             if self.settings.select == "best":
                 save_best(self.folder, self.module, progress)
+        return False
 
     def _write(self, trainer: TaskTrainer, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -423,16 +418,17 @@ class Trainer:
 
     def _is_checkpoint_due(self) -> bool:
         if self.settings.checkpoint_every is None:
-            return self.progress.seconds - self._saved_at >= CHECKPOINT_SECONDS
+            due = self.progress.seconds - self._saved_at >= CHECKPOINT_SECONDS
+            return on_first_rank(lambda: due) if self.sharded else due
         return self.progress.step % self.settings.checkpoint_every == 0
 
     def _save(self) -> None:
-        """Save a checkpoint, on the first rank.
+        """Save a checkpoint: on the first rank, or each rank its part of a sharded student.
 
         Raises:
             RunError: the last step made weights that are not finite, from which nothing can be resumed.
         """
-        if not self.accelerator.is_main_process:
+        if not (self.accelerator.is_main_process or self.sharded):
             return
         bad = first_non_finite(self.module)
         if bad:
@@ -440,7 +436,10 @@ class Trainer:
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
                 f"lower --lr{or_fp32(self.trainers[0].task.learner.bf16)}"
             )
-        save_checkpoint(self.folder, self.module, self.optimizer, self.progress, self.settings.keep, self._histories)
+        parts = self._histories
+        save_checkpoint(
+            self.folder, self.module, self.optimizer, self.progress, self.settings.keep, parts, in_parts=self.sharded
+        )
         self._saved_at = self.progress.seconds
 
     @property

@@ -22,6 +22,7 @@ from kdalign.errors import NotFinite, RunError
 from kdalign.models.capture import Activations
 from kdalign.models.lm_head import block_rows
 from kdalign.models.sampling import Sampling, sample_continuations, uniform_numbers
+from kdalign.models.sharding import gathered_whole
 from kdalign.models.token_targets import label_log_probabilities
 from kdalign.observer import Observer
 from kdalign.recipe import OnPolicySettings
@@ -250,7 +251,8 @@ class OnPolicyStep:
         begun, accelerator = time.perf_counter(), self.viewer.accelerator
         own, bad = Samples(), ""
         try:
-            self.batches, own = self._on_policy.draw(learner.student, self._encoded, self._data, progress.step)
+            with gathered_whole(learner.student):
+                self.batches, own = self._on_policy.draw(learner.student, self._encoded, self._data, progress.step)
         except NotFinite as error:
             bad = f": {error}"
         failed = torch.tensor([float(bool(bad))], device=accelerator.device)

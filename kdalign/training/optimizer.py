@@ -3,9 +3,11 @@
 import importlib.util
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from kdalign.errors import UsageError
 from kdalign.objective.balancing import LossBalancer
@@ -47,6 +49,20 @@ def learning_rate(settings: TrainSettings, place: Place) -> float:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, place: Place) -> float:
+    """Set the learning rate of a step at a place, and return it; groups have theirs relative to it."""
+    lr = learning_rate(settings, place)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
+    return lr
+
+
+def _split_by_sharding(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Divide a group into sharded parameters and others: an operation on a list takes tensors of one kind."""
+    kinds = [[p for p in group["params"] if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+    return [{**group, "params": kind} for kind in kinds]
+
+
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW over every trainable parameter once; no weight decay for biases, norms and a balancer's parameters."""
     factors = [p for module in learner.modules() if isinstance(module, LossBalancer) for p in module.parameters()]
@@ -57,7 +73,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.O
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
         {"params": factors, "weight_decay": 0.0, "rate": FACTOR_RATE},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [part for group in groups for part in _split_by_sharding(group) if part["params"]]
     match settings.optimizer_state:
         case "fp32":
             return torch.optim.AdamW(groups, lr=settings.lr, fused=True)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdalign.models.sharding import local
+
 CHUNK = 2**20
 """Weights that are stepped at a time: their moments in float32 take 4 MiB each, however large a matrix is."""
 
@@ -21,6 +23,7 @@ class RoundedAdamW(torch.optim.Optimizer):
 
     A step is computed in float32, as by ``torch.optim.AdamW``; only what is kept for the next one is rounded. The noise
     is a function of the seed, a parameter's place and its number of steps: the same on all ranks and after a resume.
+    Sharded parameters get another noise on another number of ranks.
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class RoundedAdamW(torch.optim.Optimizer):
         # A generator of the CPU reads 32 bits of its seed, so that the three numbers are mixed first.
         seed = int(np.random.SeedSequence((self._seed, place, count)).generate_state(1)[0])
         generator = torch.Generator(parameter.device).manual_seed(seed)
-        whole = parameter.contiguous()  # itself, or a copy of a transposed one
-        weights, first, second = (each.view(-1) for each in (whole, state["exp_avg"], state["exp_avg_sq"]))
-        gradient = cast(Tensor, parameter.grad).reshape(-1)
+        own = local(parameter)  # of a sharded parameter, this rank's rows
+        whole = own.contiguous()  # itself, or a copy of a transposed one
+        weights, first, second = (local(each).view(-1) for each in (whole, state["exp_avg"], state["exp_avg_sq"]))
+        gradient = local(cast(Tensor, parameter.grad)).reshape(-1)
         lr, (beta1, beta2) = group["lr"], group["betas"]
         for start in range(0, len(gradient), CHUNK):
             part = slice(start, start + CHUNK)
@@ -76,8 +80,8 @@ class RoundedAdamW(torch.optim.Optimizer):
             second[part] = round_at_random(square, generator)
             spread = square.sqrt_().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
             weights[part].mul_(1 - lr * group["weight_decay"]).addcdiv_(mean, spread, value=-lr / (1 - beta1**count))
-        if whole is not parameter:
-            parameter.copy_(whole)
+        if whole is not own:
+            own.copy_(whole)
 
 
 def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:

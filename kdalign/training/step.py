@@ -17,6 +17,7 @@ from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.training.diagnostics import UNREACHED, StepViewer, count_step_units
 from kdalign.training.diverged import explain_divergence
+from kdalign.training.sharded_step import clip_gradients
 
 
 @contextmanager
@@ -102,12 +103,11 @@ class Stepper:
                     total = total if more is None else total + more
                 if not total.requires_grad:
                     raise RunError(UNREACHED)
-                # DDP averages gradients over ranks; the objective already divides by all ranks' units.
+                # DDP and FSDP average gradients over ranks; the objective already divides by all ranks' units.
                 accelerator.backward(total * accelerator.num_processes)
             sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
         objective.remember(units)
-        clipped = [p for group in self.optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
-        norms = accelerator.clip_grad_norm_(clipped, self.clip)
+        norms = clip_gradients(self.optimizer, self.clip, accelerator)
         summed = accelerator.reduce(sums, reduction="sum")
         loss, *values, norm = torch.cat([summed, norms.to(summed).reshape(1)]).tolist()  # one wait for the device
         parts = dict(zip(objective.names, values, strict=True))

@@ -17,7 +17,8 @@ from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch
 from kdalign.data.epochs import micro_batches, steps_per_epoch
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.errors import RunError
+from kdalign.errors import NotFinite, RunError
+from kdalign.models.sharding import gathered, is_sharded
 from kdalign.objective.objective import Objective
 from kdalign.observer import Observer
 from kdalign.recipe import TrainSettings
@@ -177,6 +178,11 @@ class TaskTrainer:
         return self._begun == max(self.begins)
 
     @property
+    def sharded(self) -> bool:
+        """True if the student is sharded over ranks."""
+        return is_sharded(self.task.learner.student)
+
+    @property
     def viewer(self) -> StepViewer:
         """Runs the wrapped learner and its teacher on micro-batches."""
         return StepViewer(self.wrapped, self.teach, self.accelerator, self.settings.seed)
@@ -198,7 +204,8 @@ class TaskTrainer:
     def begin(self, done: int) -> bool:
         """Enter the stage of a place: other parameters may be reached, and DDP waits for none that is not.
 
-        A process alone waits for none: what is not reached has no gradient, and the optimizer leaves it as it is.
+        A process alone waits for none, nor do ranks with a sharded student: what is not reached has no gradient, and
+        the optimizer leaves it as it is.
 
         Args:
             done: steps taken, or tokens trained.
@@ -215,13 +222,32 @@ class TaskTrainer:
             parameter.grad = None  # of the step before: a parameter with a gradient counts as reached
             parameter.requires_grad_(True)
         learner, accelerator = self.task.learner, self.accelerator
-        if accelerator.distributed_type is not DistributedType.NO:
+        if accelerator.distributed_type is not DistributedType.NO and not self.sharded:
             freeze_unreached(learner, self.teach, self.objective, self.task.encoded, accelerator.device)
         self.reached = [parameter for parameter in self.trained if parameter.requires_grad]
+        if self.sharded:
+            return True
         self.wrapped = learner
         accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters
         self.wrapped = accelerator.prepare_model(learner)
         return True
+
+    def score(self, step: int) -> WatchedScores | None:
+        """Score the student on the monitored texts after a step; None if there are none.
+
+        Raises:
+            RunError: it gives numbers that are not finite.
+        """
+        student, evaluate = self.task.learner.student, self.task.evaluate
+        if evaluate is None:
+            return None
+        try:
+            with gathered(student):
+                return evaluate(student, exact=step == 0)  # where it is compared with the teacher
+        except NotFinite as error:
+            if step == 0:
+                raise RunError(f"the student gives NaN before it is trained: {error}") from None
+            raise RunError(f"the student has diverged at step {step}: {error}; lower --lr") from None
 
     def go_to(self, state: dict[str, Any] | None) -> None:
         """Go to the place in the data at which a run stopped, or to the beginning by an empty state; None for no place.

@@ -1,10 +1,13 @@
 """Runs in processes of their own, stopped and resumed."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 
@@ -39,3 +42,40 @@ def stop_after(words, out, step, signal_):
 def each_step(out: Path, key: str) -> list[float]:
     events = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [event[key] for event in events if event["kind"] == "step"]
+
+
+def on_ranks(count, work, *args):
+    """Fork so many processes, connected as by torchrun, that each do some work; return what the first one's gives."""
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        port = opened.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=_as_rank, args=(rank, count, port, results, work, args)) for rank in range(count)]
+    for process in ranks:
+        process.start()
+    said = [results.get(timeout=60) for _ in ranks]
+    for process in ranks:
+        process.join()
+    failed = [line for _, line, _ in said if line]
+    assert not failed, failed[0]
+    [first] = [result for rank, _, result in said if rank == 0]
+    return first
+
+
+def _as_rank(rank, count, port, results, work, args):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
+    os.environ.update(
+        {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "RANK": str(rank),
+         "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    )  # fmt: skip
+    try:
+        results.put((rank, "", work(*args)))
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+    finally:
+        results.close()
+        results.join_thread()
+        os._exit(0)

@@ -168,7 +168,7 @@ def test_an_undefined_score_is_never_the_best_step():
         select, patience = "last", None
 
     loop = object.__new__(Trainer)
-    loop.progress, loop.settings = TrainState(), Settings()
+    loop.progress, loop.settings, loop.sharded = TrainState(), Settings(), False
     seen = []
     for step, value in enumerate([None, None, 10.0, None, 9.0]):
         loop.progress.step = step

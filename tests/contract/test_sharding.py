@@ -1,0 +1,127 @@
+"""Student and teacher sharded over ranks: the steps, scores and files of one process. Several families in a launch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from kdalign import distill
+from kdalign.distillation import memory
+from support import sharding_setting
+from support.ranks import environment, steps_done
+from support.sharding_setting import STEPS, events, recipe
+
+SCRIPT = str(Path(sharding_setting.__file__).resolve())
+NAMES = ("bert", "llama", "t5", "projections", "stages", "map", "adapters", "own texts", "teachers", "cache", "moments")
+ON_FOUR = ("bert", "llama", "t5", "projections")
+
+
+def launch(ranks, *words):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--rdzv_backend",
+                "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    return subprocess.Popen([sys.executable, *torchrun, SCRIPT, *map(str, words)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=environment())  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharding") / "inputs"
+    sharding_setting.make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(inputs):
+    """Each recipe by one process."""
+    out = inputs.parent / "alone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_trace", sharding_setting.uncounted)
+        for name in NAMES:
+            distill(recipe(inputs, name, out))
+    return out
+
+
+def assert_same_run(found, expected, exact=True):
+    """Losses and norms of each step, monitored scores, samples, layer maps, and the exported student."""
+    for key, most in (("loss", 1e-5), ("gradient_norm", 1e-3)):
+        ours, theirs = ([event[key] for event in events(run, "step")] for run in (found, expected))
+        assert len(ours) == STEPS
+        assert ours == pytest.approx(theirs, rel=most if exact else 1e-3), f"{found}: {key}"
+    for ours, theirs in zip(events(found, "evaluation"), events(expected, "evaluation"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert events(found, "map") == events(expected, "map")
+    for name in ("student/config.json", "student/tokenizer.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes()
+    ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert abs(weight - ours[name]).max() < 3e-4, name  # AdamW moves what has no gradient by its rounding errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "names"), [(2, NAMES), (4, ON_FOUR)])
+def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_its_student(inputs, alone, ranks, names):
+    out = inputs.parent / f"{ranks} ranks"
+    said, _ = finish(launch(ranks, inputs, out, "begin", *names))
+    assert [line for line in said.splitlines() if line.endswith("done")].count(f"{names[0]}: done") == ranks
+    for name in names:
+        assert_same_run(out / name, alone / name, exact=name != "moments")  # whose rounding differs by ranks
+        parts = [file.name for file in sorted((out / name / "checkpoints" / f"step-{STEPS}").glob("model*"))]
+        assert parts == [f"model-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
+    assert (
+        load_file(out / "bert" / "checkpoints" / "best.safetensors").keys()
+        == load_file(alone / "bert" / "checkpoints" / "best.safetensors").keys()
+    )
+
+
+def kill_after(process, run, step):
+    """Kill a launch with all its ranks once the run has taken so many steps."""
+    while steps_done(run) < step and process.poll() is None:
+        time.sleep(0.002)
+    ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    for number in (process.pid, *map(int, ranks.split())):
+        os.kill(number, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["projections", "llama"])
+def test_a_run_killed_on_four_ranks_goes_on_with_two_and_with_one(inputs, alone, tmp_path, name):
+    run = tmp_path / name
+    kill_after(launch(4, inputs, tmp_path, "begin", name), run, 3)
+    assert steps_done(run) < STEPS
+    kill_after(launch(2, inputs, tmp_path, "resume", name), run, 5)
+    assert 5 <= steps_done(run) < STEPS
+    assert list(run.glob("checkpoints/step-*/model-00001-of-00002.safetensors"))
+    finish(launch(1, inputs, tmp_path, "resume", name))
+    assert (run / "checkpoints" / f"step-{STEPS}" / "model.safetensors").is_file()
+    assert_same_run(run, alone / name)
+
+
+@pytest.mark.slow
+def test_a_run_killed_alone_goes_on_with_two_ranks_and_a_damaged_part_falls_back_to_the_checkpoint_before(
+    inputs, alone, tmp_path
+):
+    run = tmp_path / "bert"
+    kill_after(launch(1, inputs, tmp_path, "begin", "bert"), run, 3)
+    assert list(run.glob("checkpoints/step-*/model.safetensors"))
+    kill_after(launch(2, inputs, tmp_path, "resume", "bert"), run, 7)
+    newest = run / "checkpoints" / "step-6"
+    part = newest / "optimizer-00001-of-00002.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    finish(launch(4, inputs, tmp_path, "resume", "bert"))
+    assert_same_run(run, alone / "bert")
+    assert "step-6 (optimizer-00001-of-00002.safetensors was changed)" in (run / "log.txt").read_text()
