@@ -57,7 +57,11 @@ def recipes(folder: Path) -> dict[str, dict]:
         "bert": {**bert, "objective": {"gamma": 0.5, "relations": 0.5}, "train": best},
         "llama": {**llama, "objective": words, "train": {"samples": 2}},
         "t5": {**t5, "objective": words, "train": {"samples": 1, "gradient_checkpointing": True}},
-        "projections": {**narrow, "objective": {"balance": "uncertainty", "masked_lm": 0.5}, "align": {"weights": "learned"}},
+        "projections": {
+            **narrow,
+            "objective": {"balance": "uncertainty", "masked_lm": 0.5},
+            "align": {"weights": "learned"},
+        },
         "stages": {**bert, "objective": {"align_first": 0.5, "hard": 1, "alpha": 0}},
         "map": {**bert, "align": {"map": "cka", "remap_every": 3}},
         "adapters": {**bert, "train": {"lora": 4}},
@@ -87,7 +91,9 @@ def recipe(folder: Path, name: str, out: Path, **train: object) -> Recipe:
 
 def events(run: Path, kind: str) -> list[dict]:
     """A run's events of a kind."""
-    return [event for event in map(json.loads, (run / "history.jsonl").read_text().splitlines()) if event["kind"] == kind]
+    return [
+        event for event in map(json.loads, (run / "history.jsonl").read_text().splitlines()) if event["kind"] == kind
+    ]
 
 
 def uncounted(*_: object) -> None:
