@@ -62,5 +62,5 @@ def first_non_finite(module: nn.Module) -> str:
 def agree_on_best(progress: TrainState) -> None:
     """Give every rank the best step that the first one knows."""
     names = ("evaluations_without_gain", "best_score", "best_step", "best_hash")
-    for name, value in on_first_rank(lambda: {name: getattr(progress, name) for name in names}).items():
+    for name, value in on_first_rank(lambda: {each: getattr(progress, each) for each in names}).items():
         setattr(progress, name, value)

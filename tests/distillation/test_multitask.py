@@ -344,6 +344,10 @@ def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path)
         (("--select", "best"), "--multi-task does not support --select best: train the tasks one by one"),
         (("--patience", "2"), "--multi-task does not support --patience: train the tasks one by one"),
         (
+            ("--set", "train.sharding=fsdp2"),
+            "--multi-task does not support train.sharding: train the tasks one by one",
+        ),
+        (
             ("--set", "train.batch_tokens=256"),
             "--multi-task does not support --batch-tokens: train the tasks one by one",
         ),

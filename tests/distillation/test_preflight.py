@@ -156,10 +156,18 @@ def test_one_vocabulary_that_is_tied_and_one_that_is_not_are_said(kdalign, tmp_p
 
 def test_what_a_run_does_not_read_and_a_rate_at_which_nothing_is_learnt_are_said(kdalign, teacher, data, tmp_path):
     more = ["--lr", "1e10", "--set", "train.holdout=0.1", "--set", "data.limit_seed=3", "--set", "finetune.lr=1e-3"]
+    more += ["--set", "train.sharding=fsdp2"]
     alone = ["--alpha", "0", "--beta", "0", "--gamma", "0", "--delta", "0", "--temperature", "4", "--map", "last"]
     found = checks(kdalign, *words(teacher, data, *more, *alone))
     assert "train.lr=1e+10 is far above" in found["learning rate"]
-    for said in ("data.limit_seed", "train.holdout", "finetune", "align", "objective.temperature"):
+    for said in (
+        "data.limit_seed",
+        "train.sharding=fsdp2 is for several ranks",
+        "train.holdout",
+        "finetune",
+        "align",
+        "objective.temperature",
+    ):
         assert said in found["no effect"]
     found = checks(kdalign, *words(teacher, data, "--temperature", "4", "--map", "last", "--init", "first"))
     assert not {"learning rate", "no effect"} & set(found)

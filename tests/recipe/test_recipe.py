@@ -342,3 +342,13 @@ def test_every_public_name_of_the_package_is_loaded_on_first_use_and_is_no_modul
 
     found = {name: getattr(kdalign.recipe, name) for name in kdalign.recipe.__all__}
     assert [name for name, value in found.items() if isinstance(value, types.ModuleType)] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("optimizer_state", "8bit", "give fp32 or bf16"), ("device", "mps", "several ranks, which mps does not have")],
+)
+def test_what_ranks_that_share_a_model_cannot_do_is_refused(key, value, said):
+    with pytest.raises(UsageError) as error:
+        build_recipe({**NEEDED, "train.sharding": "fsdp2", f"train.{key}": value})
+    assert said in line_of(error)

@@ -107,7 +107,9 @@ def main() -> None:
     memory._trace = uncounted
     Accelerator.end_training = lambda _: None  # after which ranks are not connected any more
     for name in names:
-        distill(recipe(Path(folder), name, Path(out), sharding="fsdp2"), resume=what == "resume")
+        # Ranks that are connected already may find what the first one has written.
+        resume = what == "resume"
+        distill(recipe(Path(folder), name, Path(out), sharding="fsdp2"), resume=resume, overwrite=not resume)
         print(f"{name}: done", flush=True)
 
 
