@@ -436,10 +436,8 @@ class Trainer:
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
                 f"lower --lr{or_fp32(self.trainers[0].task.learner.bf16)}"
             )
-        parts = self._histories
-        save_checkpoint(
-            self.folder, self.module, self.optimizer, self.progress, self.settings.keep, parts, in_parts=self.sharded
-        )
+        keep, parts = self.settings.keep, self._histories
+        save_checkpoint(self.folder, self.module, self.optimizer, self.progress, keep, parts, self.sharded)
         self._saved_at = self.progress.seconds
 
     @property
