@@ -350,5 +350,5 @@ def test_every_public_name_of_the_package_is_loaded_on_first_use_and_is_no_modul
 )
 def test_what_ranks_that_share_a_model_cannot_do_is_refused(key, value, said):
     with pytest.raises(UsageError) as error:
-        build_recipe(flags={**NEEDED, "train.sharding": "fsdp2", f"train.{key}": value})
+        build_recipe(None, {**NEEDED, "train.sharding": "fsdp2", f"train.{key}": value})
     assert said in line_of(error)
