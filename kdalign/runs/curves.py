@@ -92,13 +92,19 @@ def read_curves(run: FinishedRun) -> Curves | None:
         clip=run.recipe.train.clip,
         looks=np.array([event["step"] for event in looks]),
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
-        every=every * steps_a_row(events[-1]["step"]),
+        every=_last_distance([event["step"] for event in events], every),
         samples={
             name: np.array([_number(event.get("on_policy", {}).get(name)) for event in events])
             for name in dict.fromkeys(name for event in events for name in event.get("on_policy", {}))
         },
         alarms=Counter(str(name) for event in events for name in event.get("alarms", ())),
     )
+
+
+def _last_distance(steps: Sequence[int], every: int) -> int:
+    """Return how many steps stand for one at the end of a history of which every n-th row was read."""
+    gaps = np.diff(steps[-100:])  # few of several tasks' steps are neighbours, and older versions wrote a row for each
+    return every if not len(gaps) else max(every, min(every * steps_a_row(steps[-1]), int(np.median(gaps))))
 
 
 def _term_of(name: str, further: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from kdalign.recipe import Recipe, build_recipe
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.flags import OPTION_OF
 from kdalign.report.plots.comparisons import pareto_front
-from kdalign.runs.curves import _events, read_curves
+from kdalign.runs.curves import _events, _last_distance, read_curves
 from kdalign.runs.disagreements import find_disagreements, read_answers
 from kdalign.runs.finished import finished_runs
 from kdalign.runs.folder import RunFolder, seal_of
@@ -230,3 +230,14 @@ def test_a_history_of_another_shape_is_refused_with_its_line(tmp_path, row):
     (tmp_path / "history.jsonl").write_text(f'5\n{{"kind": "evaluation"}}\n{row}\n')
     with pytest.raises(UsageError, match="line 3: not an event"):
         _events(tmp_path / "history.jsonl", "step", ("parts", "weights"), ("loss", "gradient_norm"))
+
+
+def test_a_history_says_how_far_apart_its_last_rows_are():
+    thinned = [*range(1, 10_001), *range(10_010, 12_001, 10)]
+    assert _last_distance(range(1, 10_001), 1) == 1
+    assert _last_distance(range(1, 12_001), 1) == 1, "an older version wrote every row"
+    assert _last_distance(thinned, 1) == 10
+    assert _last_distance([*thinned, 12_003], 1) == 10, "with the row of an alarm"
+    assert _last_distance(thinned[::2], 2) == 20
+    assert _last_distance(range(7, 9_000, 7), 1) == 1, "of several tasks"
+    assert _last_distance([5], 1) == 1
