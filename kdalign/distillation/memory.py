@@ -121,8 +121,10 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
     phases = _phases(run, ours, teachers, step, placement)
     if placement.device.type == "cpu":
         base = round(_resident() + LATER_BYTES)
+        # gloo gathers into a tensor of its own, and from there into one that is then divided among the parameters.
+        copies = 2 * gathered_bytes(ours, 4).outside if placement.shards(recipe) else 0
         for phase, parts in phases.items():
-            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
+            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values())) + copies
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     largest = {part: size for part, size in phases[phase].items() if size}

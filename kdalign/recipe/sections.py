@@ -301,8 +301,9 @@ class TrainSettings(Section):
     """Format in which AdamW keeps its two moments: ``fp32`` (8 bytes for each trained weight), ``bf16`` (4, rounded at
     random so that none stands still) or ``8bit`` (about 2, by bitsandbytes: ``pip install 'kdalign[8bit]'``)."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """Division of weights, gradients and the optimizer's state among the ranks: ``none``, each rank holds all of them,
-    or ``fsdp2``, each holds its share and gathers one layer at a time (torch's ``fully_shard``)."""
+    """How several ranks share the student and a teacher in memory: ``none`` (each holds all of both) or ``fsdp2``
+    (each holds some rows of every weight, gradient and moment, and layers are gathered when they are computed; by
+    torch's ``fully_shard``). With one process it changes nothing."""
     lora: int | None = Field(None, ge=1, le=10**6)
     """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()

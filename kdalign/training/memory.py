@@ -1,7 +1,7 @@
 """Memory of a training step on one micro-batch, counted on tensors of shapes alone."""
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -76,8 +76,8 @@ class GatheredBytes:
 
     @property
     def in_backward(self) -> int:
-        """The same, and the gradients of a layer on their way to the ranks that keep them."""
-        return self.in_forward + self.layer
+        """The same, a layer's gradients, and their copy on its way to the ranks that keep them."""
+        return self.in_forward + 2 * self.layer
 
 
 def gathered_bytes(model: PreTrainedModel, size: int) -> GatheredBytes:
@@ -158,10 +158,17 @@ def trace_step(
         more = trace.hold(gathered.student.in_backward - gathered.student.in_forward)
         trace.part = MemoryPart.GRADIENTS
         total.backward()  # type: ignore[no-untyped-call]
+        del more
+        trace.part = MemoryPart.GATHERED
+        more = trace.hold(_gradient_bytes(trained) if kind.gathering is not None else 0)  # of what is in no layer
         del rows, heads, ours, more
     objective.remember(None)
-    reached = sum(freed) + sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
+    reached = sum(freed) + _gradient_bytes(trained)
     return StepMemory({MemoryPart(part): size for part, size in trace.peak.items() if size}, reached)
+
+
+def _gradient_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
 
 
 @contextmanager
