@@ -121,14 +121,24 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
     phases = _phases(run, ours, teachers, step, placement)
     if placement.device.type == "cpu":
         base = round(_resident() + LATER_BYTES)
-        # gloo gathers into a tensor of its own, and from there into one that is then divided among the parameters.
-        copies = 2 * gathered_bytes(ours, 4).outside if placement.shards(recipe) else 0
+        copies = _copies(ours, placement, recipe)
         for phase, parts in phases.items():
             gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values())) + copies
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     largest = {part: size for part, size in phases[phase].items() if size}
     return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out), phases)
+
+
+def _copies(ours: PreTrainedModel, placement: Placement, recipe: Recipe) -> int:
+    """Return the bytes of copies by which ranks on CPUs communicate, which stay in the heap once they are freed.
+
+    gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among the
+    parameters. DDP first sends all weights in flat copies of 250 MiB, two at a time.
+    """
+    if placement.shards(recipe):
+        return 2 * gathered_bytes(ours, 4).outside
+    return min(4 * count_parameters(ours), 2 * 250 * 2**20) if placement.ranks > 1 else 0
 
 
 def _phases(
