@@ -59,8 +59,10 @@ def test_speed_and_hours_are_those_of_the_peaks_share(recipe_of, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     found = only(recipe_of(), 1, DEVICE, 0.5)
     assert (found.teachers, found.student) == ({str(tmp_path / "teacher"): TEACHER}, (f"layers={LAYERS}", STUDENT))
-    assert found.teacher_flops == flops_of_token(TEACHERS_LAYERS)
-    assert found.student_flops == 3 * flops_of_token(LAYERS)  # a backward has both products' gradients
+    # Rotary angles are a product, too, of a few numbers.
+    assert found.teacher_flops == pytest.approx(flops_of_token(TEACHERS_LAYERS), rel=1e-3)
+    # A backward has the gradients of both operands of each product.
+    assert found.student_flops == pytest.approx(3 * flops_of_token(LAYERS), rel=1e-3)
     assert found.tokens_per_second == pytest.approx(0.5e12 / (found.teacher_flops + found.student_flops))
     assert found.steps == 100
     assert found.hours == pytest.approx(100 * 8 * LENGTH / found.tokens_per_second / 3600)
@@ -114,12 +116,10 @@ def test_ranks_hold_all_or_their_share(recipe_of):
     shares = {part: size // (1 if part is MemoryPart.BASE else 2) for part, size in whole.items()}
     assert {part: size for part, size in sharded.phases[step].items() if size} == shares
     training = sharded.phases["training"]
-    # What is in no layer and two layers, or at the backward's end what is in no layer, and its gradients' copy.
-    assert training[MemoryPart.GATHERED] in (
-        4 * (OUTSIDE + 2 * LAYER) + 2 * WORDS * WIDTH,
-        4 * (OUTSIDE + 4 * LAYER) + 2 * WORDS * WIDTH,
-        4 * 2 * OUTSIDE + 2 * WORDS * WIDTH,
-    )
+    # The teacher's head; of the student what is in no layer, two layers, and while gradients are reduced two copies of
+    # a layer, at the end one of what is in no layer.
+    forward = 2 * WORDS * WIDTH + 4 * (OUTSIDE + 2 * LAYER)
+    assert training[MemoryPart.GATHERED] in (forward, forward + 4 * 2 * LAYER, forward + 4 * OUTSIDE)
     assert sharded.phases["monitoring"][MemoryPart.GATHERED] == 4 * (OUTSIDE + 2 * LAYER)
 
 
@@ -170,7 +170,8 @@ def test_the_examples_configurations_have_the_published_sizes(name, millions):
     assert describe(find_checkpoint(str(folder), weights=False).config).parameters == round(millions * 1e6)
 
 
-def test_the_command_shows_tables_and_json(recipe_of, kdalign, tmp_path):
+def test_the_command_shows_tables_and_json(recipe_of, kdalign, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     file = tmp_path / "it.yaml"
     file.write_text(yaml.safe_dump(recipe_of().model_dump(mode="json")))
     words = ("profile", "--plan", file, "--ranks", "2", "--device-name", "H100", "--efficiency", "0.3")

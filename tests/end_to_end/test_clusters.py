@@ -14,6 +14,7 @@ import yaml
 from support.ranks import environment, steps_done
 
 FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
+STEPS = 300
 SRUN = """#!/bin/bash
 # Starts the command once for each machine, passes SIGTERM on to all, and fails if one fails.
 while [[ $1 == --* ]]; do shift; done
@@ -36,7 +37,7 @@ if [ "$1" = show ]; then echo localhost; echo elsewhere; else echo "$@" >> reque
 def recipe(teacher, data, tmp_path):
     tree = {
         "teacher": str(teacher), "student": "layers=2", "data": {"task": ["sst2"], "folder": str(data)},
-        "train": {"max_steps": 40, "batch_size": 16, "precision": "fp32", "device": "cpu", "checkpoint_every": 4,
+        "train": {"max_steps": STEPS, "batch_size": 16, "precision": "fp32", "device": "cpu", "checkpoint_every": 4,
                   "profile": False},
     }  # fmt: skip
     file = tmp_path / "recipe.yaml"
@@ -66,11 +67,11 @@ def test_a_slurm_job_that_is_stopped_queues_again_and_the_same_command_ends_the_
     _, err = job.communicate()
     assert job.returncode == 0, err
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    assert 6 <= steps_done(out) < 40
+    assert 6 <= steps_done(out) < STEPS
     done = subprocess.run(words, env=own, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed after step" in done.stderr
-    assert finished(out) == 40
+    assert finished(out) == STEPS
 
 
 def kubernetes():
@@ -108,7 +109,7 @@ def test_the_command_of_the_kubernetes_job_trains_with_a_process_for_each_pod(re
     for pod in pods:
         _, err = pod.communicate()
         assert pod.returncode == 0, err
-    assert finished(tmp_path / "run") == 40
+    assert finished(tmp_path / "run") == STEPS
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "ray-job.sh"])
