@@ -1,49 +1,23 @@
 """What a machine can do, and what a process took of it: peak of matrix products, memory bandwidth, time, memory."""
 
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdalign.environment import busy_seconds, peak_memory
 
-MATRIX = 2048
-"""Rows and columns of the matrices whose product is timed."""
-BANDWIDTH_FLOATS = 2**26
-"""Numbers of each of the three vectors of a sum, 256 MiB: no cache holds them."""
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+def peak_flops(precision: str) -> float:
+    """Return the floating-point operations a second of a large matrix product on the device that is measured."""
+    from kdalign.models import hardware
+
+    return hardware.peak_flops(precision, device())
 
 
-def peak_flops(precision: str, rounds: int = 7) -> float:
-    """Return the floating-point operations a second of a large matrix product, the median of some rounds."""
-    import torch
+def bandwidth() -> float:
+    """Return the bytes a second that a sum of two vectors reads and writes on the device that is measured."""
+    from kdalign.models import hardware
 
-    size, dtype = MATRIX * (4 if device() == "cuda" else 1), getattr(torch, PRECISIONS[precision])
-    one, other = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
-    return product_flops(size) / _median_seconds(lambda: one @ other, rounds)
-
-
-def product_flops(size: int) -> int:
-    """Return the operations of a product of two square matrices: a multiplication and an addition for each term."""
-    return 2 * size**3
-
-
-def bandwidth(rounds: int = 5) -> float:
-    """Return the bytes a second that a sum of two vectors reads and writes, the median of some rounds."""
-    import torch
-
-    one, other, total = (torch.ones(BANDWIDTH_FLOATS, device=device()) for _ in range(3))
-    return 3 * 4 * BANDWIDTH_FLOATS / _median_seconds(lambda: torch.add(one, other, out=total), rounds)
-
-
-def _median_seconds(work: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])  # the first one warms up
+    return hardware.measure_bandwidth(device())
 
 
 def share_of_peak(tokens_per_second: float, flops_per_token: float, peak: float) -> float:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.memory RECIPE.yaml [KEY=VALUE ...] [--steps 3] [--json]
 
+With several ranks (``torchrun --nproc_per_node 2 -m benchmarks.memory ...``) each prints its own.
+
 Loads the models and trains some steps, the longest texts first, in this process, which is to be a fresh one; nothing
 is scored. Measured is the largest resident memory of the process, on CUDA that of torch's tensors.
 """

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.machine import PRECISIONS, Moment, bandwidth, peak_flops
+from benchmarks.machine import Moment, bandwidth, peak_flops
 from benchmarks.settings import PAIR_SHAPE, ROWS_KEPT
 from benchmarks.step import flops_of_training
 from kdalign.data.tasks import find_task, load_examples
 from kdalign.devices import make_accelerator
 from kdalign.environment import machine
 from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.hardware import PRECISIONS
 from kdalign.models.layer_selection import choose_layers
 from kdalign.models.loading import load_classifier, load_language_model
 from kdalign.models.student import copy_layers

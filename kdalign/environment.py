@@ -40,6 +40,15 @@ def world_size() -> int:
     return _from_launcher("WORLD_SIZE", 1)
 
 
+def ranks_here() -> int:
+    """Return how many of these processes are on this machine: ``$LOCAL_WORLD_SIZE``, which torchrun sets, or 1.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    return _from_launcher("LOCAL_WORLD_SIZE", 1)
+
+
 def _from_launcher(name: str, default: int) -> int:
     given = os.environ.get(name) or str(default)
     if not re.fullmatch(r"[0-9]{1,9}", given):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import psutil
@@ -38,7 +38,17 @@ from kdalign.result_cache import Arrays, keep_result
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
-from kdalign.training.memory import MemoryPart, MemoryPrediction, StepMemory, trace_scoring, trace_step
+from kdalign.training.memory import (
+    GatheredBytes,
+    Gathering,
+    MemoryPart,
+    MemoryPrediction,
+    StepKind,
+    StepMemory,
+    gathered_bytes,
+    trace_scoring,
+    trace_step,
+)
 from kdalign.training.optimizer import MOMENT_BYTES
 
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
@@ -51,52 +61,119 @@ _LOOKED_AT = 64
 """Texts with most characters, among which the longest in tokens is looked for."""
 
 
-def predict_memory(run: PreparedRun) -> MemoryPrediction:
-    """Predict the most memory that a run will have at a time, on a GPU what its tensors take there.
+@dataclass(frozen=True)
+class Placement:
+    """Where a run trains.
+
+    Attributes:
+        device: kind of each rank's device.
+        bf16: true for training in bfloat16.
+        ranks: processes that train together.
+    """
+
+    device: torch.device
+    bf16: bool
+    ranks: int = 1
+
+    @classmethod
+    def here(cls, recipe: Recipe) -> "Placement":
+        """Return this process's device, as one of the ranks that a launcher has started."""
+        device = training_device(recipe)
+        return cls(device, use_bf16(recipe.train.precision, device), world_size())
+
+    def shards(self, recipe: Recipe) -> int:
+        """Return the ranks among which weights, gradients and moments are divided; 0 if each rank holds all of them."""
+        return self.ranks if recipe.train.sharding != "none" and self.ranks > 1 else 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the teachers' weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
+    def counted_on(self) -> torch.device:
+        """Device whose operations are counted: the CPU for one that this machine lacks."""
+        return self.device if self.device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+
+
+def predict_memory(run: PreparedRun, placement: Placement | None = None) -> MemoryPrediction:
+    """Predict the most memory that one rank of a run will have at a time, on a GPU what its tensors take there.
 
     The phases of a run are compared: loading, training, the optimizer's step, monitoring; the parts of the largest are
     returned. Training is a step on the longest texts, counted on tensors of shapes alone; where that fails, by a
     formula.
+
+    Args:
+        run: the run; of its models only the configurations count.
+        placement: device and ranks; None for this process's.
     """
-    recipe, device = run.recipe, training_device(run.recipe)
-    bf16 = use_bf16(recipe.train.precision, device)
-    dtype, missing = torch.bfloat16 if bf16 else torch.float32, ""
-    teachers = [_teacher(run, each.config, dtype) for each in run.teachers]
-    ours = _student(run)
+    recipe, placement, missing = run.recipe, placement or Placement.here(run.recipe), ""
+    teachers = [_teacher(run, each.config, placement.dtype) for each in run.teachers]
+    ours = student_shape(run)
     try:
-        step = _trace(run, ours, teachers, bf16, device)
+        step = _trace(run, ours, teachers, placement)
     except Exception as error:  # whatever an operation of torch, a model or a term of the user's own raises here
         cause = str(error).partition("\n")[0][:_MOST_LETTERS]
-        step, missing = _rough_step(run, ours, bf16), f"by a formula: {type(error).__name__}, {cause}"
+        step, missing = _rough_step(run, ours, placement), f"by a formula: {type(error).__name__}, {cause}"
     left_out = [missing] if missing else []
     left_out += ["without the student's own texts"] if recipe.on_policy.share else []
     left_out += ["without the activations of fine-tuning"] if run.finetunes else []
-    left_out += ["for one rank"] if world_size() > 1 else []
-    weights = {MemoryPart.STUDENT: 4 * count_parameters(ours)}
+    phases = _phases(run, ours, teachers, step, placement)
+    if placement.device.type == "cpu":
+        base = round(_resident() + LATER_BYTES)
+        copies = _copies(ours, placement, recipe)
+        for phase, parts in phases.items():
+            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values())) + copies
+            phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
+    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    largest = {part: size for part, size in phases[phase].items() if size}
+    return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out), phases)
+
+
+def _copies(ours: PreTrainedModel, placement: Placement, recipe: Recipe) -> int:
+    """Return the bytes of copies by which ranks on CPUs communicate, which stay in the heap once they are freed.
+
+    gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among the
+    parameters. DDP first sends all weights in flat copies of 250 MiB, two at a time.
+    """
+    if placement.shards(recipe):
+        return 2 * gathered_bytes(ours, 4).outside
+    return min(4 * count_parameters(ours), 2 * 250 * 2**20) if placement.ranks > 1 else 0
+
+
+def _phases(
+    run: PreparedRun,
+    ours: PreTrainedModel,
+    teachers: Sequence[ComputedTeacher],
+    step: StepMemory,
+    placement: Placement,
+) -> dict[str, dict[MemoryPart, int]]:
+    """Add up what a rank holds in each phase of a run: beside a step's own tensors, weights, moments and gradients."""
+    recipe = run.recipe
+    weights, shards = 4 * count_parameters(ours), placement.shards(recipe) or 1
     copies = max(1, len(recipe.multi_task.tasks))  # teachers, one for each task that is learned together
     sizes = [copies * describe(each.config).parameters for each in run.teachers]
     exact = 4 * sum(sizes)
     rounded = sum(each.model.dtype.itemsize * size for each, size in zip(teachers, sizes, strict=True))
-    moments = {MemoryPart.MOMENTS: round(MOMENT_BYTES[recipe.train.optimizer_state] * step.trained / 4)}
-    held = weights | {MemoryPart.TEACHER: 0 if recipe.cache.folder is not None else rounded} | moments
+    held = {
+        MemoryPart.STUDENT: weights // shards,
+        MemoryPart.TEACHER: 0 if recipe.cache.folder is not None else rounded // shards,
+        MemoryPart.MOMENTS: round(MOMENT_BYTES[recipe.train.optimizer_state] * step.trained / 4 / shards),
+        MemoryPart.BUCKETS: step.trained if placement.ranks > 1 and shards == 1 else 0,
+    }
+    gradients = {MemoryPart.GRADIENTS: step.trained // shards}
     # While a teacher is rounded, its file may still be mapped into memory.
-    mapped = rounded if bf16 and device.type == "cpu" else 0
+    mapped = rounded if placement.bf16 and placement.device.type == "cpu" else 0
+    gathered = {MemoryPart.GATHERED: gathered_bytes(ours, 4).in_forward if shards > 1 else 0}
     phases = {
-        "loading": weights | {MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped},
+        "loading": {MemoryPart.STUDENT: weights, MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped},
         "training": held | step.parts,
-        "the optimizer's step": held | {MemoryPart.GRADIENTS: step.trained},
-        "monitoring": held | {MemoryPart.GRADIENTS: step.trained, MemoryPart.ACTIVATIONS: step.scoring},
+        "the optimizer's step": held | gradients,
+        "monitoring": held | gradients | gathered | {MemoryPart.ACTIVATIONS: step.scoring},
     }
     if run.finetunes:
         phases["fine-tuning the teacher"] = {MemoryPart.TEACHER: 4 * exact}
-    if device.type == "cpu":
-        base = round(_resident() + LATER_BYTES)
-        for phase, parts in phases.items():
-            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values()))
-            phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
-    phase = max(phases, key=lambda name: sum(phases[name].values()))
-    largest = {part: size for part, size in phases[phase].items() if size}
-    return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out))
+    return phases
 
 
 def _needed(parts: Mapping[MemoryPart, int]) -> int:
@@ -117,11 +194,17 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _student(run: PreparedRun) -> PreTrainedModel:
-    """The student on the meta device, with dropout, frozen parts and adapters as in training."""
+def student_shape(run: PreparedRun, attention: str | None = None, device: str = "meta") -> PreTrainedModel:
+    """Build the student without storage, with dropout, frozen parts and adapters as in training.
+
+    Args:
+        run: the run.
+        attention: implementation; that of training if None.
+        device: the meta device, or one on which its weights are random.
+    """
     train = run.recipe.train
-    config = _headed(run, run.student.config(run.tokenizers))
-    model = meta_model(config, head=run.adapter.head).to(dtype=torch.float32)
+    config = with_head(run, run.student.config(run.tokenizers))
+    model = meta_model(config, attention, device, run.adapter.head).to(dtype=torch.float32)
     model = student.with_dropout(student.freeze(model, train.freeze), train.dropout)
     return model if train.lora is None else lora.add_adapters(model, train.lora, train.seed)
 
@@ -130,11 +213,11 @@ def _teacher(run: PreparedRun, config: PretrainedConfig, dtype: torch.dtype) -> 
     """A teacher on the meta device; with two layers of each stack if no layer is compared, as none keeps anything."""
     if not any(weights.built.aligning for _, weights in run.recipe.objective.stages):
         config = with_layers(config, {each.name: range(min(2, each.layers)) for each in describe(config).stacks})
-    model = meta_model(_headed(run, config), head=run.adapter.head)
+    model = meta_model(with_head(run, config), head=run.adapter.head)
     return ComputedTeacher(model, run.adapter.output_order(model), dtype, torch.device("meta"))
 
 
-def _headed(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
+def with_head(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
     """A model's configuration, with the head that it will get if it has none for the task."""
     task = run.task
     if isinstance(task, ClassificationTask) and loading.output_order(config, task) is None:
@@ -143,7 +226,7 @@ def _headed(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _trace(
-    run: PreparedRun, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], bf16: bool, device: torch.device
+    run: PreparedRun, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], placement: Placement
 ) -> StepMemory:
     """Count a step on the longest texts, or read what a run of the same shapes has counted.
 
@@ -154,18 +237,19 @@ def _trace(
         raise LookupError("the tokenizer is still to be trained")
     encoded = _longest_texts(run, tokenizer)
     encoded = with_corruption(encoded, recipe.data.augment, tokenizer, bool(recipe.objective.built.masked_lm))
-    shape = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch)
+    shape = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch, placement.ranks)
     shared = _shared(run, tokenizer)
 
     def count() -> dict[str, Array]:
-        found = _count(run, ours, teachers, (encoded, shared), shape, bf16, device)
+        found = _count(run, ours, teachers, (encoded, shared), shape, placement)
         return {"step": np.frombuffer(json.dumps(asdict(found)).encode(), dtype=np.uint8)}
 
     if code_named([recipe.objective.terms, recipe.align.map]):
         kept: Arrays = count()
     else:
         content = _content(run, ours, teachers, encoded, shape)
-        content |= {"shared": None if shared is None else len(shared), "bf16": bf16, "device": device.type}
+        content |= {"shared": None if shared is None else len(shared), "bf16": placement.bf16}
+        content |= {"device": placement.counted_on.type, "shards": placement.shards(recipe)}
         kept, _ = keep_result("memory", content, count)
     facts = json.loads(kept["step"].tobytes())
     parts = {MemoryPart(part): size for part, size in facts["parts"].items()}
@@ -178,16 +262,16 @@ def _count(
     teachers: Sequence[ComputedTeacher],
     texts: tuple[TokenizedSplit, SharedVocabulary | None],
     shape: tuple[int, bool],
-    bf16: bool,
-    device: torch.device,
+    placement: Placement,
 ) -> StepMemory:
     """Take a step of each stage's objective on the longest text, and return the one that needs most."""
     recipe, (encoded, shared), (rows, accumulates) = run.recipe, texts, shape
     longest = int(encoded.lengths.argmax())
     batch = collate(encoded, [longest] * rows)
-    mode, dtype, found = shapes_only(), torch.bfloat16 if bf16 else None, list[StepMemory]()
+    bf16, mode, found = placement.bf16, shapes_only(), list[StepMemory]()
+    dtype, gathering = torch.bfloat16 if bf16 else None, _gathering(recipe, ours, teachers, placement)
     for model in (ours, *(teacher.model for teacher in teachers)):
-        without_storage(model, mode, device)
+        without_storage(model, mode, placement.counted_on)
     teacher = SeveralTeachers(tuple(teachers), mixing_of(recipe)) if len(teachers) > 1 else next(iter(teachers), None)
     plan = run.plan
     if plan is not None:
@@ -207,7 +291,8 @@ def _count(
         trace = MemoryTrace(mode)
         for each in teachers:
             trace.skip(*each.model.parameters(), *each.model.buffers())
-        found.append(trace_step(trace, learner, teach, objective, batch, accumulates=accumulates, computes=computes))
+        how = StepKind(accumulates, computes, gathering)
+        found.append(trace_step(trace, learner, teach, objective, batch, how))
         learner.zero_grad(set_to_none=True)
     length = int(encoded.lengths.max())
     rows = max(1, TOKENS_AT_ONCE // length) if run.adapter.predicts_tokens else ROWS_AT_ONCE
@@ -253,17 +338,31 @@ def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Toke
     return tokenize_for_training(run, examples, tokenizer, run.student_config(tokenizer))
 
 
-def micro_batch_rows(recipe: Recipe, length: int, n: int) -> tuple[int, bool]:
-    """Return the most rows of a micro-batch, and whether a step has several.
+def _gathering(
+    recipe: Recipe, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], placement: Placement
+) -> Gathering | None:
+    """What a step gathers of weights that are sharded; None if each rank holds them all."""
+    if not placement.shards(recipe):
+        return None
+    theirs = [gathered_bytes(each.model, each.model.dtype.itemsize) for each in teachers]
+    of_teachers = GatheredBytes(sum(each.outside for each in theirs), max((each.layer for each in theirs), default=0))
+    outputs = [each.model.get_output_embeddings() for each in teachers]
+    heads = sum(output.weight.nbytes for output in outputs if output is not None)
+    return Gathering(placement.ranks, gathered_bytes(ours, 4), of_teachers, heads)
+
+
+def micro_batch_rows(recipe: Recipe, length: int, n: int, ranks: int = 1) -> tuple[int, bool]:
+    """Return the most rows of a rank's micro-batch, and whether a step has several.
 
     Args:
         recipe: batch size, or tokens of a batch, and rows of a micro-batch.
         length: tokens of the longest row.
         n: rows of an epoch.
+        ranks: processes that share a batch.
     """
     train = recipe.train
     batch = train.batch_size if train.batch_tokens is None else max(1, round(train.batch_tokens / length))
-    share = -(-min(batch, max(1, n)) // world_size())
+    share = -(-min(batch, max(1, n)) // ranks)
     rows = min(share, train.micro_batch or share)
     return rows, rows < share
 
@@ -284,7 +383,7 @@ def _of_labels(objective: Objective) -> Objective:
     return replace(objective, terms=alone, vocabulary=words if words is None else replace(words, hard=1.0, soft=0.0))
 
 
-def _rough_step(run: PreparedRun, ours: PreTrainedModel, bf16: bool) -> StepMemory:
+def _rough_step(run: PreparedRun, ours: PreTrainedModel, placement: Placement) -> StepMemory:
     r"""Estimate a step without running it.
 
     .. math:: s b h (34 + 5 a s / h)
@@ -292,11 +391,13 @@ def _rough_step(run: PreparedRun, ours: PreTrainedModel, bf16: bool) -> StepMemo
     bytes for each layer in 16 bits, with s tokens of b rows, width h and a heads (Korthikanti et al. 2022,
     arXiv:2205.05198, equation 2), twice as many in float32, and four blocks of logits.
     """
-    recipe, length, size = run.recipe, run.adapter.max_length, 1 if bf16 else 2
-    rows, _ = micro_batch_rows(recipe, length, run.an_epoch)
+    recipe, length, size = run.recipe, run.adapter.max_length, 1 if placement.bf16 else 2
+    rows, _ = micro_batch_rows(recipe, length, run.an_epoch, placement.ranks)
     stacks = describe(ours.config).stacks
     kept = sum(
         each.layers * length * rows * each.width * (34 + 5 * each.heads * length / each.width) for each in stacks
     )
     trained = sum(4 * parameter.numel() for parameter in ours.parameters() if parameter.requires_grad)
-    return StepMemory({MemoryPart.ACTIVATIONS: round(size * kept), MemoryPart.LOSS: 4 * 2**24 + 2**28 * bf16}, trained)
+    return StepMemory(
+        {MemoryPart.ACTIVATIONS: round(size * kept), MemoryPart.LOSS: 4 * 2**24 + 2**28 * placement.bf16}, trained
+    )

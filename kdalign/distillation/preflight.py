@@ -21,7 +21,7 @@ from kdalign.distillation.memory import training_device
 from kdalign.distillation.prepare import PreparedRun, teacher_role, whose
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
-from kdalign.environment import cache_folder, world_size
+from kdalign.environment import cache_folder, ranks_here, world_size
 from kdalign.errors import UsageError, cause_of
 from kdalign.files import check_writable, size_text
 from kdalign.models import checkpoint_files, loading
@@ -295,10 +295,14 @@ def _leaks(run: PreparedRun) -> Iterator[Finding]:
 
 
 def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:
-    """Compare what a run needs of memory, beside what this process has already, with what is free."""
+    """Compare what a run needs of memory, beside what this process has already, with what is free.
+
+    Ranks on one machine share what is free there; on GPUs each has one of its own.
+    """
     cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
-    said = f"{memory}; {size_text(free)} free"
+    ranks = 1 if cuda else ranks_here()
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // ranks
+    said = f"{memory}; {size_text(free)} free{f' for each of {ranks} ranks' if ranks > 1 else ''}"
     if memory.needed <= free:
         return Finding("memory", said)
     return Finding("memory", f"memory does not suffice: {said}", SMALLER)

@@ -179,7 +179,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     teachers = find_teachers(recipe)
     teacher = teachers[0] if teachers else None
     student = find_student(StudentOptions.of(recipe), teacher)
-    adapter = _find_adapter(recipe, task, student)
+    adapter = find_task_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
     check_streaming(recipe, adapter, teachers)
@@ -192,7 +192,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     splits = load_splits(adapter, recipe)
     check_rows(recipe, task, splits.train)
     config = student.config(tokenizers)
-    plan = _plan(recipe, teachers, student, describe(config)) if teachers else None
+    plan = find_plan(recipe, teachers, student, describe(config)) if teachers else None
     for _, stage in recipe.objective.stages:
         objective = build_objective(task, stage, plan)
         check_terms(recipe, objective, plan)
@@ -222,7 +222,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     )
 
 
-def _find_adapter(recipe: Recipe, task: AnyTask, student: StudentSource) -> TaskAdapter:
+def find_task_adapter(recipe: Recipe, task: AnyTask, student: StudentSource) -> TaskAdapter:
     """Return the adapter of a task for the family of the models, the teacher's if there is one."""
     teacher, data = student.teacher, recipe.data
     family, name = student.family, student.name
@@ -243,7 +243,7 @@ def _find_folder(recipe: Recipe, task: AnyTask) -> RunFolder:
     return folder
 
 
-def _plan(recipe: Recipe, teachers: Sequence[Checkpoint], student: StudentSource, ours: Architecture) -> Plan:
+def find_plan(recipe: Recipe, teachers: Sequence[Checkpoint], student: StudentSource, ours: Architecture) -> Plan:
     """Read the plan that the recipe names, or propose one by the shapes of all models."""
     theirs, align = join_teachers([describe(teacher.config) for teacher in teachers]), recipe.align
     if align.plan is None:

@@ -66,6 +66,10 @@ class MemoryTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             self._known[storage._cdata] = storage
 
+    def hold(self, size: int) -> Tensor:
+        """Let the part that allocates now have this many bytes for as long as the tensor that is returned lives."""
+        return torch.empty(size, dtype=torch.uint8)
+
     def forget_peak(self) -> None:
         """Begin again to look for the peak, from what lives now."""
         self.peak = dict(self.live)

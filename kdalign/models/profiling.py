@@ -3,9 +3,10 @@
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kdalign.devices import make_accelerator
 from kdalign.environment import trim_heap
@@ -144,7 +145,7 @@ def profile(
         check_length(checkpoint, length, "--seq-len")
     architecture = describe(checkpoint.config)
     stack = architecture.stacks[0]
-    shape = _runnable(checkpoint.config, lengths[0])
+    shape = runnable(partial(meta_model, checkpoint.config, "eager"), lengths[0])
     megabytes = weights_megabytes(checkpoint) if Path(checkpoint.path).is_dir() or model is not None else 0.0
     parameters = count_parameters(shape)
     counted = {length: count_flops(shape, length) for length in lengths}
@@ -174,13 +175,13 @@ def profile(
     )
 
 
-def _runnable(config: PretrainedConfig, length: int) -> PreTrainedModel:
-    """Build a model to count FLOPs of: without storage, or with random weights if its forward reads numbers."""
-    shape = meta_model(config, attention="eager")
+def runnable(build: Callable[[str], PreTrainedModel], length: int) -> PreTrainedModel:
+    """Build a model on a device, to count FLOPs of: without storage, or with weights if its forward reads numbers."""
+    shape = build("meta")
     try:
         count_flops(shape, length)
     except RuntimeError:  # GPT-2, DeBERTa and XLNet read numbers, which the meta device lacks
-        return meta_model(config, attention="eager", device="cpu")
+        return build("cpu")
     return shape
 
 

@@ -1,15 +1,18 @@
 """Memory of a training step on one micro-batch, counted on tensors of shapes alone."""
 
 import heapq
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
 from kdalign.files import size_text
-from kdalign.models.architecture import accepted_inputs
+from kdalign.models.architecture import accepted_inputs, blocks, count_parameters
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.memory_trace import MemoryTrace
 from kdalign.objective.objective import Objective
@@ -28,6 +31,8 @@ class MemoryPart(StrEnum):
     STUDENT = "student"
     MOMENTS = "optimizer's moments"
     GRADIENTS = "gradients and backward pass"
+    BUCKETS = "gradients' copies for all ranks"
+    GATHERED = "gathered layers"
     ACTIVATIONS = "student's activations"
     TEACHER_ACTIVATIONS = "teacher's activations"
     LOSS = "losses"
@@ -49,15 +54,72 @@ class StepMemory:
     scoring: int = 0
 
 
+@dataclass(frozen=True)
+class GatheredBytes:
+    """Bytes of the whole weights that one rank holds at a time while a model is sharded by its layers.
+
+    What is in no layer (embeddings, head, norms) stays gathered from the model's first layer to its last; a layer is
+    gathered while the one before it still computes, as torch's ``fully_shard`` does.
+
+    Attributes:
+        outside: weights outside the layers.
+        layer: weights of the largest layer.
+    """
+
+    outside: int
+    layer: int
+
+    @property
+    def in_forward(self) -> int:
+        """What is outside the layers, the layer that computes and the next one."""
+        return self.outside + 2 * self.layer
+
+    @property
+    def in_backward(self) -> int:
+        """The same, a layer's gradients, and their copy on its way to the ranks that keep them."""
+        return self.in_forward + 2 * self.layer
+
+
+def gathered_bytes(model: PreTrainedModel, size: int) -> GatheredBytes:
+    """Count what is gathered of a model that is sharded by its layers, with ``size`` bytes a weight."""
+    layers = [count_parameters(block) for block in dict.fromkeys(blocks(model).values())]
+    return GatheredBytes(size * (count_parameters(model) - sum(layers)), size * max(layers))
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How a sharded step gathers weights.
+
+    Attributes:
+        ranks: processes among which they are divided.
+        student: what is gathered of the student.
+        teacher: what is gathered of the teachers.
+        heads: bytes of the teachers' vocabulary heads, which losses read until the end of the backward pass.
+    """
+
+    ranks: int
+    student: GatheredBytes
+    teacher: GatheredBytes
+    heads: int
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What a step does beside computing on one micro-batch.
+
+    Attributes:
+        accumulates: true if gradients of an earlier micro-batch are there.
+        computes: true if the teacher computes in the step; false if its outputs are read from a cache.
+        gathering: how weights are gathered; None if each rank has all of them.
+    """
+
+    accumulates: bool
+    computes: bool
+    gathering: Gathering | None = None
+
+
 def trace_step(
-    trace: MemoryTrace,
-    learner: Learner,
-    teacher: Teacher | None,
-    objective: Objective,
-    batch: Batch,
-    *,
-    accumulates: bool,
-    computes: bool,
+    trace: MemoryTrace, learner: Learner, teacher: Teacher | None, objective: Objective, batch: Batch, kind: StepKind
 ) -> StepMemory:
     """Count what lives at a time in the teacher's forward, the student's, the objective and the backward pass.
 
@@ -67,29 +129,66 @@ def trace_step(
         teacher: None if the objective needs none.
         objective: what is minimised.
         batch: the micro-batch.
-        accumulates: true if gradients of an earlier micro-batch are there.
-        computes: true if the teacher computes in the step; false if its outputs are read from a cache.
+        kind: what else the step does.
     """
-    units = count_units([batch])
+    units, gathered = count_units([batch]), kind.gathering or Gathering(1, GatheredBytes(0, 0), GatheredBytes(0, 0), 0)
     trace.skip(*learner.parameters(), *learner.buffers())
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    with trace.mode, trace:
+    with trace.mode, trace, _sharded_gradients(learner, kind.gathering) as freed:
         trace.part = MemoryPart.GRADIENTS
-        for parameter in trained if accumulates else ():
-            parameter.grad = torch.zeros_like(parameter)
+        kept = sum(parameter.nbytes for parameter in trained) if kind.gathering is not None else 0
+        rows = trace.hold(kept // gathered.ranks)
+        if kind.accumulates and kind.gathering is None:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        trace.part = MemoryPart.GATHERED
+        heads, theirs = trace.hold(gathered.heads), trace.hold(gathered.teacher.in_forward - gathered.heads)
         trace.part = MemoryPart.TEACHER_ACTIVATIONS
         taught = teacher(batch, learner.wanted_of_teacher) if teacher is not None else None
-        if not computes:
+        del theirs
+        if not kind.computes:
             trace.forget_peak()
+        trace.part = MemoryPart.GATHERED
+        ours = trace.hold(gathered.student.in_forward)
         trace.part = MemoryPart.ACTIVATIONS
         view = TermInputs(learner(batch.inputs, taught), taught, batch)
         trace.part = MemoryPart.LOSS
         total = objective(view, units).total
+        trace.part = MemoryPart.GATHERED
+        more = trace.hold(gathered.student.in_backward - gathered.student.in_forward)
         trace.part = MemoryPart.GRADIENTS
         total.backward()  # type: ignore[no-untyped-call]
+        del more
+        trace.part = MemoryPart.GATHERED
+        more = trace.hold(_gradient_bytes(trained) if kind.gathering is not None else 0)  # of what is in no layer
+        del rows, heads, ours, more
     objective.remember(None)
-    reached = sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
+    reached = sum(freed) + _gradient_bytes(trained)
     return StepMemory({MemoryPart(part): size for part, size in trace.peak.items() if size}, reached)
+
+
+def _gradient_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
+
+
+@contextmanager
+def _sharded_gradients(learner: Learner, gathering: Gathering | None) -> Iterator[list[int]]:
+    """Free a layer's gradients once they are complete, as they go to the ranks that keep them; list their bytes."""
+    freed: list[int] = []
+
+    def free(parameter: Tensor) -> None:
+        assert parameter.grad is not None, "it is complete"
+        freed.append(parameter.grad.nbytes)
+        parameter.grad = None
+
+    layers = dict.fromkeys(blocks(learner.student).values()) if gathering is not None else {}
+    inner = {parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad}
+    handles = [parameter.register_post_accumulate_grad_hook(free) for parameter in inner]  # type: ignore[no-untyped-call]
+    try:
+        yield freed
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def trace_scoring(trace: MemoryTrace, learner: Learner, batch: Batch) -> int:
@@ -112,12 +211,14 @@ class MemoryPrediction:
         needed: most bytes that must be free at a time: neither what the process has already nor pages of a mapped file,
             which are resident and yet the system drops for others.
         missing: how the prediction is rougher than by counting; empty if all was counted.
+        phases: bytes by part in every phase.
     """
 
     phase: str
     parts: Mapping[MemoryPart, int]
     needed: int
     missing: str = ""
+    phases: Mapping[str, Mapping[MemoryPart, int]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import machine, step
+from benchmarks import step
 from kdalign.distillation import load as loading
+from kdalign.models import hardware
 from support.ranks import run
 
 RECIPE = """
@@ -24,7 +25,7 @@ def recipe(teacher, data, tmp_path):
 
 
 def test_steps_are_taken_and_their_speed_is_a_share_of_the_peak(recipe, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "MATRIX", 256)
+    monkeypatch.setattr(hardware, "MATRIX", 256)
     for name in ("score_teachers", "measure_costs"):  # replaced by the command, put back after it
         monkeypatch.setattr(loading, name, getattr(loading, name))
     monkeypatch.setattr("sys.argv", ["step", recipe, "train.lr=1e-4", "--steps", "2", "--json"])

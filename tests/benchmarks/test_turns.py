@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.machine import Moment, product_flops, share_of_peak
+from benchmarks.machine import Moment, share_of_peak
 from benchmarks.turns import Spread, busy, measure, ratio, share
 
 
@@ -30,11 +30,6 @@ def test_the_share_of_the_peak_counts_real_tokens_in_the_precision_of_the_turn()
     # 600 tokens a second of 50 operations each, of 60,000 operations a second in bfloat16
     assert share([turn(60, 1)], 50.0, {"fp32": 1.0, "bf16": 60_000.0}) == Spread(0.5, 0.5, 0.5, 1)
     assert share_of_peak(2.0, 3.0, 24.0) == 0.25
-
-
-def test_a_product_of_matrices_takes_a_multiplication_and_an_addition_for_each_term():
-    rows, columns, inner = 4, 4, 4
-    assert product_flops(4) == rows * columns * (inner + inner)
 
 
 def test_a_turn_is_busy_if_other_processes_keep_more_than_a_quarter_of_a_core():

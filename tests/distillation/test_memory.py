@@ -201,11 +201,16 @@ def test_the_file_of_a_teacher_counts_as_resident_and_not_as_needed(run_of, monk
     assert found.needed == 4 * ours + 4 * theirs
 
 
-def test_what_is_not_counted_is_in_the_line(run_of, monkeypatch):
-    assert not predict_memory(run_of()).missing
+def test_two_ranks_share_the_rows_and_each_has_a_copy_of_its_gradients(run_of, monkeypatch):
+    run = run_of("train.batch_size=256")
+    ours = count_parameters(meta_model(run.student.config(run.tokenizers)))
+    alone = parts(run, monkeypatch)
+    assert MemoryPart.BUCKETS not in alone
     monkeypatch.setattr(memory, "world_size", lambda: 2)
-    assert str(predict_memory(run_of())).startswith("about ")
-    assert "(for one rank)" in str(predict_memory(run_of()))
+    both = parts(run, monkeypatch)
+    assert both[MemoryPart.BUCKETS] == 4 * ours
+    for part in (MemoryPart.ACTIVATIONS, MemoryPart.TEACHER_ACTIVATIONS):
+        assert both[part] == pytest.approx(alone[part] / 2, rel=0.05)
 
 
 def test_a_tiny_micro_batch_is_outweighed_by_the_batches_that_are_scored(run_of):

@@ -65,6 +65,9 @@ def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, te
     assert not (tmp_path / "runs").exists()
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "0.0 MB free for each of 2 ranks" in one_line(kdalign(*words(teacher, data))[2])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     status, _, err = kdalign(*words(teacher, data, "--allow", "memory"))
     assert status == 2
     assert "--allow disk" in one_line(err)
