@@ -137,6 +137,8 @@ class RunFolder:
             raise self._damaged(str(error)) from None
         if not isinstance(tree, dict) or tree.get("seal") != seal_of(tree):
             raise self._damaged(f"{BEGUN} was changed after the run began: its seal does not fit it")
+        if not all(isinstance(value, str | bool) for value in tree.values()):
+            raise self._damaged(f"{BEGUN} does not hold hashes by name")
         return {name: value for name, value in tree.items() if name != "seal"}
 
     @property
@@ -347,7 +349,9 @@ class Walk:
             UsageError: more than ``MOST_FOLDERS`` were met.
         """
         try:
-            places = {inner: _place(inner) for inner in sorted(folder.iterdir())}
+            with os.scandir(folder) as entries:  # which knows of most files that they are no folders
+                inner_folders = sorted(Path(entry) for entry in entries if _is_folder(entry))
+            places = {inner: _place(inner) for inner in inner_folders}
         except OSError:
             self.unreadable.append(folder)
             return []
@@ -366,6 +370,13 @@ class Walk:
                 f"more than {MOST_FOLDERS:,} folders below {str(self.start)!r}: name a folder nearer to the runs"
             )
         return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def _place(path: Path) -> tuple[int, int] | None:

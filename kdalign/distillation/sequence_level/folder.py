@@ -132,7 +132,7 @@ class GenerationFolder:
             with writing(self.path):
                 self.record.unlink(missing_ok=True)
                 for name in before.get("files", ()):
-                    (self.path / Path(str(name)).name).unlink(missing_ok=True)
+                    (self.path / name).unlink(missing_ok=True)
                 if _answering(before) != _answering(command):  # what a server was paid for is kept
                     self.answers.unlink(missing_ok=True)
         with writing(self.work):
@@ -148,7 +148,7 @@ class GenerationFolder:
 
     def _begun(self) -> dict[str, Any]:
         tree = read_json(self.command)
-        if not isinstance(tree, dict):
+        if not isinstance(tree, dict) or not _is_names(tree.get("files", [])):
             raise UsageError(f"{str(self.command)!r} does not hold a command of kdalign; choose another --out")
         return tree
 
@@ -232,6 +232,10 @@ class GenerationFolder:
         whole = {**record, "files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
         write_json(self.record, whole)
         return whole
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and Path(name).name == name for name in value)
 
 
 def _answering(command: Mapping[str, Any]) -> dict[str, Any]:

@@ -519,3 +519,13 @@ def test_kept_answers_that_are_none_are_named_with_their_line(kdalign, here, lin
     status, _, err = kdalign(*words())
     assert status == 2
     assert "answers.jsonl', line 2: " in one_line(err)
+
+
+@pytest.mark.parametrize("files", [5, ["../pairs/train.parquet"], [["x"]], ["a/b"], {"x": 1}])
+def test_a_strangers_folder_has_no_file_outside_of_it_removed(kdalign, here, files):
+    assert kdalign(*words())[0] == 0
+    command = here / "out/generation/command.json"
+    command.write_text(json.dumps(json.loads(command.read_text()) | {"files": files, "seed": 9}))
+    status, _, err = kdalign(*words(), "--overwrite")
+    assert (status, "does not hold a command of kdalign" in one_line(err)) == (2, True)
+    assert (here / "pairs/train.parquet").is_file()
