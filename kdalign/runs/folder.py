@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import TamperedRun, UsageError
-from kdalign.files import append_text, atomic_file, read_json, sha256, write_json, write_text, writing
+from kdalign.files import append_text, atomic_file, is_file, read_json, sha256, write_json, write_text, writing
 from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
 from kdalign.runs.seal import digest_of, seal_of
 
@@ -397,8 +397,8 @@ def find_runs(folder: Path) -> Iterator[Path]:
     walk, waiting = Walk(folder), [folder]
     while waiting:
         here = waiting.pop()
-        if (here / RECORD).is_file():
+        if is_file(here / RECORD):
             yield here
         elif here.is_dir():
-            own = _OWN_FOLDERS if (here / "recipe.yaml").is_file() else ()  # of an unfinished run
+            own = _OWN_FOLDERS if is_file(here / "recipe.yaml") else ()  # of an unfinished run
             waiting += reversed([one for one in walk.inside(here) if one.name not in own])

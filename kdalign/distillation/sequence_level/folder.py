@@ -140,6 +140,13 @@ class GenerationFolder:
         self._cut_unfinished_line()
         write_json(self.command, command)
 
+    def withdraw(self) -> None:
+        """Remove what ``begin`` wrote, of a command without an answer."""
+        with writing(self.work), suppress(FileNotFoundError):
+            for file in (self.command, self.answers, self.work / SERVED):
+                file.unlink(missing_ok=True)
+            self.work.rmdir()
+
     def _cut_unfinished_line(self) -> None:
         if self.answers.is_file():
             data = self.answers.read_bytes()

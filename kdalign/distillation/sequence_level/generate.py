@@ -1,7 +1,8 @@
 """Generate sequence-level distillation data: prepare, answer, filter, write."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -203,7 +204,8 @@ def generate(
             observer.announce(note)
         prepared.folder.begin(prepared.command)
         known = len(prepared.folder.read_answers())
-        answers = _answer(prepared, observer)
+        with _withdrawn_if_refused(prepared.folder):
+            answers = _answer(prepared, observer)
         selection = _select(prepared, answers)
         for note in _notes(selection, answers, prepared.train.task.pairs):
             observer.announce(note)
@@ -211,6 +213,17 @@ def generate(
         record = _record(prepared, answers, selection)
         record |= {"known_before": known, "seconds": round(time.perf_counter() - begun, 1)}
         return prepared.folder.finish(record, prepared.files)
+
+
+@contextmanager
+def _withdrawn_if_refused(folder: GenerationFolder) -> Iterator[None]:
+    """Remove what was written if the first request is refused, as by a server without such a model."""
+    try:
+        yield
+    except UsageError:
+        if not folder.has_answers:
+            folder.withdraw()
+        raise
 
 
 def _answer(prepared: PreparedGeneration, observer: Observer) -> list[GeneratedAnswer]:

@@ -305,11 +305,12 @@ def test_another_command_is_refused_with_what_differs_and_replaced_when_asked(kd
     assert contents(here / "out") == contents(here / "fresh")
 
 
-def test_a_folder_without_an_answer_is_free_for_the_corrected_command(kdalign, here):
+def test_a_refused_server_leaves_no_folder_and_the_corrected_command_makes_it(kdalign, here):
     with answering_server(upper) as server:
         wrong = served(server.url.removesuffix("/v1") + "/v2")
         status, _, err = kdalign(*wrong)
         assert (status, "mostly with /v1" in one_line(err)) == (2, True)
+        assert not (here / "out").exists()
         assert kdalign(*served(server.url))[0] == 0
         assert record_of(here / "out")["teacher"]["url"] == server.url
         status, _, err = kdalign(*wrong)
