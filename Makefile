@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(INSTALL_FL
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint docs results clean
+.PHONY: help demo test test-all lint audit docs results clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -28,11 +28,18 @@ test: $(DEV) ## Run the tests on all cores, without those marked slow
 test-all: $(DEV) ## Run every test
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(DEV) ## Check format, style, types and the direction of imports
+lint: $(DEV) ## Check format, style, types, the direction of imports and insecure calls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml kdalign
+
+# It asks pypi.org about each pinned version.
+audit: $(DEV) ## Look up known vulnerabilities of the packages in constraints.txt
+	@if $(BIN)/python -c 'from urllib.request import urlopen; urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; \
+	then $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip; \
+	else echo "pip-audit: left out, since pypi.org cannot be reached"; fi
 
 docs: $(DEV) ## Build the documentation as a site in site/, and fail on a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)

@@ -68,10 +68,10 @@ def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
 
 
 def is_file(file: Path) -> bool:
-    """Return whether a file is there; False if no file can have such a name."""
+    """Return whether a file is there; False if no file can have such a name, or the system refuses to say."""
     try:
         return file.is_file()
-    except OSError:  # too long a name
+    except OSError:  # too long a name, or a folder of the kernel's
         return False
 
 

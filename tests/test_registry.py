@@ -133,6 +133,37 @@ def test_a_strangers_recipe_loads_nothing_by_a_dry_run_nor_by_a_run(kdalign, pla
         assert not (place / "new").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_cache_of_a_strangers_recipe_is_neither_built_nor_verified_by_his_code(kdalign, place, hostile, data, more):
+    if hostile not in ("objective.terms", "align.map"):
+        pytest.skip("a cache asks for no metric")
+    recipe = ("--recipe", "a0/recipe.yaml", "--data", data)
+    status, _, err = kdalign("cache", "build", *recipe, "--out", "new", *more)
+    assert status == 2
+    assert "--allow code" in one_line(err)
+    assert not (place / "new").exists()
+    (place / "kept").mkdir()
+    (place / "kept/cache.json").write_text("{}")
+    status, _, err = kdalign("cache", "verify", "kept", *recipe)
+    assert status == 2
+    one_line(err)
+    assert not ran(place)
+
+
+def test_generating_resolves_no_name_of_code_at_all(kdalign, place, teacher, data):
+    words = ("generate", "--teacher", teacher, "--data", data, "--out", "new")
+    for more in (
+        ("--task", "s/task.yaml"),
+        ("--task", "lm:sentence", "--best-of", NAME),
+        ("--task", "lm:sentence", "--keep", f"{NAME}>=0"),
+    ):
+        status, _, err = kdalign(*words, *more)
+        assert status == 2
+        one_line(err)
+        assert not ran(place)
+        assert not (place / "new").exists()
+
+
 def test_code_that_files_name_is_run_where_it_is_allowed_and_is_named_before(kdalign, made, place, data):
     shutil.copytree(made / "run0", place / "a0")
     sealed(place / "a0", HOSTILE["record.metrics"])
@@ -203,6 +234,14 @@ def test_own_code_that_is_named_on_the_command_line_is_told_of_before_it_is_load
 ):
     base = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
     _, _, err = kdalign(*base, *dict.fromkeys(words))
+    assert err.count(line) == 1
+    assert err.index(line) < err.index("evil is loaded")
+
+
+def test_a_cache_is_built_by_own_code_that_is_told_of_before_it_is_loaded(kdalign, place, teacher, data):
+    options = ("--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
+    _, _, err = kdalign("cache", "build", *options, "--term", "s/evil.py:X=1")
+    line = "runs code: s/evil.py (for term s/evil.py:X)"
     assert err.count(line) == 1
     assert err.index(line) < err.index("evil is loaded")
 

@@ -86,6 +86,8 @@ def map_layers(pair: PairOptions, text: TextOptions, files: FileOptions, as_json
     trust_code((), (pair.map,))
     files.check(text.task)
     text.check([text.task] if text.task is not None else [])
+    if text.task is None and (text.data or text.dataset or text.config):
+        raise UsageError("data are read for the similarity of layers: give --task, too, or leave --data out")
     watcher = new_watcher()
     from kdalign.distillation.map_layers import CalibrationTexts, plan_layers
 

@@ -23,7 +23,9 @@ class MeasureOptions:
     """Options that say what is measured and shown of models."""
 
     seq_len: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "128"
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch, for throughput and memory.")] = 32
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Examples per batch, for throughput and memory.")
+    ] = 32
     device: Device = "auto"
     dtype: Annotated[str, typer.Option(help="Precision of the timed models: fp32 or bf16.")] = "fp32"
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Read configurations only; nothing is timed.")] = (

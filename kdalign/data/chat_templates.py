@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.tasks.conversations import THINKING, Message
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, cause_of
 
 _MARK = "\ue000answer\ue001"
 """Text in place of an answer, to tell it from what the template writes around it."""
@@ -84,9 +84,10 @@ def render_chat(
     messages = [dict(message) for message in chat]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options))
-    except (TemplateError, TypeError) as error:  # a TypeError: the template joins content that is null
+    except Exception as error:  # a template is a stranger's program: it divides by 0, or joins content that is null
         begins = " ".join(json.dumps(messages, ensure_ascii=False).split())[:80]
-        raise UsageError(f"the tokenizer's chat template refuses a conversation ({error}): {begins}") from None
+        cause = str(error) if isinstance(error, TemplateError | TypeError) else cause_of(error)
+        raise UsageError(f"the tokenizer's chat template refuses a conversation ({cause}): {begins}") from None
 
 
 def render_prompt(

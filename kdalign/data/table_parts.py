@@ -32,6 +32,9 @@ ROWS = 20_000
 BYTES = 4 * 2**20
 """Bytes of a part of a text file, up to the end of a line."""
 
+LONGEST_PACKED_LINE = 256 * 2**20
+"""Limit of bytes of a line that gzip has packed: kilobytes of it can stand for gigabytes."""
+
 
 def table_parts(file: Path, wanted: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
     """Read a file as tables of some rows each: together the rows that ``tables.read_table`` reads.
@@ -108,7 +111,7 @@ def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.Dat
 def _text_parts(file: Path) -> Iterator[str]:
     """Read a text file in UTF-8, which gzip may have packed, in parts that end with a line."""
     check_regular(file)
-    where, line = repr(str(file)), 1
+    where, line, is_packed = repr(str(file)), 1, file_format(file).endswith(".gz")
     with _open(file) as opened, _reading_errors(where):
         data = opened.read(BYTES)
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
@@ -118,6 +121,11 @@ def _text_parts(file: Path) -> Iterator[str]:
             end = data.rfind(b"\n") + 1
             more = opened.read(max(BYTES, len(data)) if not end else BYTES)
             if more and not end:  # a line as long as that
+                if is_packed and len(data) > LONGEST_PACKED_LINE:
+                    raise UsageError(
+                        f"{where}, line {line}: more than {LONGEST_PACKED_LINE:,} bytes in one line; unpack it, or "
+                        f"write a row a line"
+                    )
                 data += more
                 continue
             part, rest = (data[:end], data[end:]) if more else (data, b"")

@@ -106,11 +106,8 @@ def export_student(
         training = _training_facts(progress, run, accelerator)
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
         training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
-        record = replace(
-            build_record(loaded, checkpoint, exported, scores, training),
-            environment=environment(accelerator.device),
-            samples=samples,
-        )
+        record = build_record(loaded, checkpoint, exported, scores, training)
+        record = replace(record, environment=environment(accelerator.device), samples=samples)
         memory = _memory_facts(run, accelerator.device)
         record = replace(record, seconds=watch.total, phases=watch.phases, memory=memory)
         try:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import tokenize_labelled_several
@@ -213,7 +212,7 @@ def _written_around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return what a template writes before, between and after two messages; nothing if it refuses them."""
     try:
         whole = str(tokenizer.apply_chat_template([dict(each) for each in _PROBE], tokenize=False))
-    except TemplateError:
+    except Exception:  # a template is a program: whatever it raises, it refuses
         return ()
     before, _, rest = whole.partition(_PROBE[0]["content"])
     between, _, after = rest.partition(_PROBE[1]["content"])

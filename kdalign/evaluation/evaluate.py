@@ -1,6 +1,5 @@
 """Score models on splits, whatever their family; predictions, texts and scores are kept in files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from glob import escape
@@ -20,7 +19,7 @@ from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.evaluation.served_model import ServedTarget
 from kdalign.evaluation.target import Target, file_stem
-from kdalign.files import check_file, remove_drafts, write_json
+from kdalign.files import check_file, read_json, remove_drafts, write_json
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
@@ -258,8 +257,8 @@ _NOT_IDENTITY = (
 def _holds(file: Path, identity: dict[str, object]) -> bool:
     """Return whether a file holds the scores of this very evaluation."""
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["of"] == identity)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_json(file)["of"] == identity)
+    except (UsageError, KeyError, TypeError, IndexError):
         return False
 
 

@@ -160,7 +160,7 @@ def _above(entry: RunGroup) -> tuple[str, ...]:
 
 def _is_run(path: Path) -> bool:
     """Return whether a path is a run, finished or not, or the folder of one recipe over several tasks."""
-    return path.name == RECORD or (path / RECORD).is_file() or (path / "recipe.yaml").is_file()
+    return path.name == RECORD or is_file(path / RECORD) or is_file(path / "recipe.yaml")
 
 
 def _read_run(path: Path) -> RunGroup:
@@ -257,7 +257,7 @@ def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[RunGroup], dic
     for inner in walk.inside(folder):
         if inner.name.startswith("."):
             continue
-        if (inner / ABLATION).is_file():
+        if is_file(inner / ABLATION):
             found, reasons = _ablation_below(inner)
         elif _is_run(inner):
             found, reasons = _run_below(inner)

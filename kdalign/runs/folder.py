@@ -15,6 +15,7 @@ from kdalign.files import (
     append_text,
     atomic_file,
     is_draft,
+    is_file,
     older_of,
     read_json,
     remove_drafts,
@@ -150,6 +151,8 @@ class RunFolder:
             raise self._damaged(str(error)) from None
         if not isinstance(tree, dict) or tree.get("seal") != seal_of(tree):
             raise self._damaged(f"{BEGUN} was changed after the run began: its seal does not fit it")
+        if not all(isinstance(value, str | bool) for value in tree.values()):
+            raise self._damaged(f"{BEGUN} does not hold hashes by name")
         return {name: value for name, value in tree.items() if name != "seal"}
 
     @property
@@ -371,7 +374,9 @@ class Walk:
             UsageError: more than ``MOST_FOLDERS`` were met.
         """
         try:
-            places = {inner: _place(inner) for inner in sorted(folder.iterdir())}
+            with os.scandir(folder) as entries:  # which knows of most files that they are no folders
+                inner_folders = sorted(Path(entry) for entry in entries if _is_folder(entry))
+            places = {inner: _place(inner) for inner in inner_folders}
         except OSError:
             self.unreadable.append(folder)
             return []
@@ -392,6 +397,13 @@ class Walk:
         return found
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
 def _place(path: Path) -> tuple[int, int] | None:
     """Device and inode of a folder, the same by every path to it; None if there is no folder."""
     try:
@@ -410,8 +422,8 @@ def find_runs(folder: Path) -> Iterator[Path]:
     walk, waiting = Walk(folder), [folder]
     while waiting:
         here = waiting.pop()
-        if (here / RECORD).is_file():
+        if is_file(here / RECORD):
             yield here
         elif here.is_dir():
-            own = _OWN_FOLDERS if (here / "recipe.yaml").is_file() else ()  # of an unfinished run
+            own = _OWN_FOLDERS if is_file(here / "recipe.yaml") else ()  # of an unfinished run
             waiting += reversed([one for one in walk.inside(here) if one.name not in own])

@@ -225,8 +225,8 @@ class CacheFolder:
 
     @property
     def files(self) -> list[Path]:
-        """The shards, sorted by name."""
-        return sorted(self.path.glob(f"{_BEGIN}*{_END}"))
+        """The shards, sorted by name; a pipe or device is none, since reading it could block."""
+        return sorted(file for file in self.path.glob(f"{_BEGIN}*{_END}") if file.is_file())
 
     def damaged(self) -> list[Path]:
         """Return the shards whose bytes are not those that were written."""

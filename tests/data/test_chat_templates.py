@@ -105,6 +105,10 @@ def test_a_template_that_hides_the_answer_is_refused():
         "{% for m in messages %}{{ m.role }}{% endfor %}": "otherwise than it is",
         "{% for m in messages %}{{ m.content + m.content }}{% endfor %}": "twice",
         "{% for m in messages %}{{ m.content + 5 }}{% endfor %}": "refuses a conversation",
+        "{{ 1 // 0 }}": r"refuses a conversation \(ZeroDivisionError",
+        "{{ [messages] | sort | sum(attribute='x') }}": "refuses a conversation",
+        "{{ messages.__class__.__mro__ }}": "access to attribute '__class__' .* is unsafe",
+        "{{ messages.append.__globals__ }}": "is unsafe",
     }.items():
         tokenizer.chat_template = template
         try:

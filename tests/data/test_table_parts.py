@@ -1,5 +1,6 @@
 """A file that is read in parts has the rows, and the errors, of one that is read as a whole."""
 
+import gzip
 from contextlib import suppress
 from itertools import chain
 
@@ -133,3 +134,14 @@ def test_text_in_utf_16_is_read_as_a_whole(few, tmp_path):
 def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_first_column(few, tmp_path):
     (tmp_path / "it.csv").write_text("text,label\n" + "a,0\n" * 40, encoding="utf-8-sig")
     assert tables(tmp_path / "it.csv").columns.tolist() == ["text", "label"]
+
+
+def test_a_packed_line_is_unpacked_within_a_bound(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_parts, "LONGEST_PACKED_LINE", 2**20)
+    bomb = tmp_path / "it.jsonl.gz"
+    bomb.write_bytes(gzip.compress(b'{"text": "a"}\n' * 9 + b'{"text": "' + b" " * 2**25))
+    assert bomb.stat().st_size < 50_000
+    with pytest.raises(UsageError, match="line 10: more than 1,048,576 bytes in one line"):
+        tables(bomb)
+    (tmp_path / "it.jsonl").write_bytes(b'{"text": "' + b"a" * 2**21 + b'"}\n')
+    assert [len(text) for text in tables(tmp_path / "it.jsonl").text] == [2**21], "a plain file is as large as it is"

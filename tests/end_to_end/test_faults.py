@@ -188,6 +188,13 @@ def test_what_a_run_began_with_is_refused_where_it_was_changed(kdalign, killed, 
     refuses(kdalign, killed, name)
 
 
+@pytest.mark.parametrize("value", [[], {"a": 1}, 5])
+def test_hashes_of_another_kind_are_refused_though_the_seal_fits_them(kdalign, killed, value):
+    begun = json.loads((killed / "begun.json").read_text()) | {"plan.json": value}
+    (killed / "begun.json").write_text(json.dumps({**begun, "seal": seal_of(begun)}))
+    refuses(kdalign, killed, "begun.json does not hold hashes by name")
+
+
 def test_a_recipe_of_which_the_last_keys_are_lost_is_refused_before_the_first_checkpoint_too(kdalign, killed):
     shutil.rmtree(killed / "checkpoints")
     lines = (killed / "recipe.yaml").read_text().splitlines(keepends=True)

@@ -1,5 +1,7 @@
 """Shards: named by their checksums, written whole or not at all, and found by keys."""
 
+import os
+
 import pytest
 import torch
 
@@ -123,3 +125,12 @@ def test_a_shard_of_another_cache_is_not_read(tmp_path):
 def test_a_folder_without_a_cache_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no teacher outputs"):
         _ = CacheFolder(tmp_path).meta
+
+
+def test_a_pipe_that_is_called_like_a_shard_is_none_and_is_not_waited_for(tmp_path):
+    folder = CacheFolder(tmp_path)
+    folder.begin({"format": 1})
+    write(tmp_path, (10, 5))
+    os.mkfifo(tmp_path / "shard-1.safetensors")
+    assert folder.damaged() == []
+    assert len(CacheIndex(folder)) == 5

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdalign.data.tasks.columns import check_text, column_cells, describe_cell, is_missing
 from kdalign.errors import UsageError
+from kdalign.files import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,8 +124,8 @@ def _tools(given: Any, where: str) -> tuple[Any, ...]:
     """Read the tools of a conversation: a list, or a text that holds one in JSON."""
     if isinstance(given, str) and given.strip():
         try:
-            given = json.loads(given)
-        except ValueError:
+            given = parse_json(given, TOOLS)
+        except UsageError:
             raise UsageError(f"{where}: {TOOLS} is no JSON: {describe_cell(given)}") from None
     if isinstance(given, list | np.ndarray):
         return tuple(_plain(given))

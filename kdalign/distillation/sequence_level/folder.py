@@ -157,13 +157,20 @@ class GenerationFolder:
             with writing(self.path):
                 self.record.unlink(missing_ok=True)
                 for name in before.get("files", ()):
-                    (self.path / Path(str(name)).name).unlink(missing_ok=True)
+                    (self.path / name).unlink(missing_ok=True)
                 if _answering(before) != _answering(command):  # what a server was paid for is kept
                     self.answers.unlink(missing_ok=True)
         with writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self._cut_unfinished_line()
         write_json(self.command, sealed(command))
+
+    def withdraw(self) -> None:
+        """Remove what ``begin`` wrote, of a command without an answer."""
+        with writing(self.work), suppress(FileNotFoundError):
+            for file in (self.command, self.answers, self.work / SERVED):
+                file.unlink(missing_ok=True)
+            self.work.rmdir()
 
     def _cut_unfinished_line(self) -> None:
         if self.answers.is_file():
@@ -173,7 +180,7 @@ class GenerationFolder:
 
     def _begun(self) -> dict[str, Any]:
         tree = read_json(self.command)
-        if not isinstance(tree, dict):
+        if not isinstance(tree, dict) or not _is_names(tree.get("files", [])):
             raise UsageError(f"{str(self.command)!r} does not hold a command of kdalign; choose another --out")
         if is_changed(tree):
             raise TamperedRun(f"{str(self.command)!r} was changed: put it back as it was, or choose another --out")
@@ -264,6 +271,10 @@ class GenerationFolder:
         whole = {**record, "files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
         write_json(self.record, sealed(whole))
         return whole
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and Path(name).name == name for name in value)
 
 
 def _answering(command: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Generate sequence-level distillation data: prepare, answer, filter, write."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.files import is_utf8
 from kdalign.metrics.text import check_words
 from kdalign.observer import NullObserver, Observer
-from kdalign.ranks import entered_on_first_rank, on_first_rank
+from kdalign.ranks import entered_on_first_rank, on_first_rank, rank_and_size
 from kdalign.runs.locks import exclusive
 from kdalign.version import __version__
 
@@ -201,8 +202,20 @@ def generate(
         if known is None:
             observer.announce(f"{settings.out} is complete already")
             return prepared.folder.read_record()
-        answers = _answer(prepared, known, observer)
+        with _withdrawn_if_refused(prepared.folder):
+            answers = _answer(prepared, known, observer)
         return on_first_rank(partial(_finish, prepared, answers, len(known), begun, observer))
+
+
+@contextmanager
+def _withdrawn_if_refused(folder: GenerationFolder) -> Iterator[None]:
+    """Remove what was written if the first request is refused, as by a server without such a model."""
+    try:
+        yield
+    except UsageError:
+        if rank_and_size()[0] == 0 and not folder.has_answers:
+            folder.withdraw()
+        raise
 
 
 def _begin(prepared: PreparedGeneration, overwrite: bool, observer: Observer) -> list[GeneratedAnswer] | None:

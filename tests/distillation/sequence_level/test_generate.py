@@ -305,11 +305,12 @@ def test_another_command_is_refused_with_what_differs_and_replaced_when_asked(kd
     assert contents(here / "out") == contents(here / "fresh")
 
 
-def test_a_folder_without_an_answer_is_free_for_the_corrected_command(kdalign, here):
+def test_a_refused_server_leaves_no_folder_and_the_corrected_command_makes_it(kdalign, here):
     with answering_server(upper) as server:
         wrong = served(server.url.removesuffix("/v1") + "/v2")
         status, _, err = kdalign(*wrong)
         assert (status, "mostly with /v1" in one_line(err)) == (2, True)
+        assert not (here / "out").exists()
         assert kdalign(*served(server.url))[0] == 0
         assert record_of(here / "out")["teacher"]["url"] == server.url
         status, _, err = kdalign(*wrong)
@@ -542,3 +543,13 @@ def test_kept_answers_that_are_none_are_named_with_their_line(kdalign, here, lin
     status, _, err = kdalign(*words())
     assert status == 2
     assert "answers.jsonl', line 2: " in one_line(err)
+
+
+@pytest.mark.parametrize("files", [5, ["../pairs/train.parquet"], [["x"]], ["a/b"], {"x": 1}])
+def test_a_strangers_folder_has_no_file_outside_of_it_removed(kdalign, here, files):
+    assert kdalign(*words())[0] == 0
+    command = here / "out/generation/command.json"
+    command.write_text(json.dumps(json.loads(command.read_text()) | {"files": files, "seed": 9}))
+    status, _, err = kdalign(*words(), "--overwrite")
+    assert (status, "does not hold a command of kdalign" in one_line(err)) == (2, True)
+    assert (here / "pairs/train.parquet").is_file()
