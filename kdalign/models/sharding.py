@@ -47,6 +47,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """
     # Of outputs that are views. Nothing changes an output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # a transposed one has no rows to share
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in dict.fromkeys(blocks(model).values()):
         fully_shard(layer.to(device), mesh=mesh)
