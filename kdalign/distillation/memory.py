@@ -133,12 +133,14 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
 def _copies(ours: PreTrainedModel, placement: Placement, recipe: Recipe) -> int:
     """Return the bytes of copies by which ranks on CPUs communicate, which stay in the heap once they are freed.
 
-    gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among the
-    parameters. DDP first sends all weights in flat copies of 250 MiB, two at a time.
+    DDP first sends all weights in flat copies of 250 MiB, two at a time. To shard a student, each rank first has all of
+    it; gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among
+    the parameters.
     """
+    weights = 4 * count_parameters(ours)
     if placement.shards(recipe):
-        return 2 * gathered_bytes(ours, 4).outside
-    return min(4 * count_parameters(ours), 2 * 250 * 2**20) if placement.ranks > 1 else 0
+        return weights + 2 * gathered_bytes(ours, 4).outside
+    return min(weights, 2 * 250 * 2**20) if placement.ranks > 1 else 0
 
 
 def _phases(

@@ -43,3 +43,15 @@ def test_in_a_process_of_its_own_the_memory_of_steps_is_near_the_prediction(reci
     assert 0.9 < found["ratio"] < 1.5  # the 128 MiB for the heap are much beside a tiny model
     assert sum(found["parts"].values()) == found["predicted"]
     assert not found["missing"]
+
+
+@pytest.mark.slow
+def test_each_of_two_ranks_has_about_the_memory_that_is_predicted(recipe):
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    done = run([*launch, "--rdzv_endpoint", "localhost:0", "-m", "benchmarks.memory", recipe, "--steps", "2", "--json"])
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == 2
+    for each in found:
+        assert each["parts"]["gradients' copies for all ranks"] == each["parts"]["student"]
+        assert 0.9 < each["ratio"] < 1.5

@@ -71,6 +71,7 @@ def test_speed_and_hours_are_those_of_the_peaks_share(recipe_of, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
 
 
+@pytest.mark.slow
 def test_recomputed_layers_cost_their_forward_again_and_a_cached_teacher_nothing(recipe_of):
     plain = only(recipe_of(), 1, DEVICE)
     again = only(recipe_of(train__gradient_checkpointing=True), 1, DEVICE)
@@ -101,6 +102,7 @@ def test_ranks_send_gradients_once_or_gather_weights_in_every_micro_batch(recipe
     assert sharded.time.sent == 2 * (gathered + 4 * STUDENT) * 3 // 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("measured")
 def test_ranks_hold_all_or_their_share(recipe_of):
     alone, both = only(recipe_of(), 1, DEVICE).memory, only(recipe_of(), 2, DEVICE).memory
