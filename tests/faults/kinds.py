@@ -20,7 +20,9 @@ from tests.faults.servers import Server
 
 GONE = (-signal.SIGKILL,)
 FAILED = (0, 1, 2)
-AFTER = "after its end"
+AFTER, EMPTY = "after its end", "no file yet"
+MISSED = (AFTER, EMPTY)
+"""Said of a fault that had nothing to strike."""
 
 
 def _killed(place: Place) -> tuple[int, ...]:
@@ -214,7 +216,7 @@ def _damage_file(place: Place, _: Server) -> Struck:
     ended = launch.wait()
     files = [place.folder / name for name, content in place.tree().items() if content]
     if not files:
-        return Struck((ended,), (0, *GONE), f"{said}, no file yet")
+        return Struck((ended,), (0, *GONE), f"{said}, {EMPTY}")
     file, how = place.chance.choice(files), place.chance.choice(list(CHANGES))
     undo = damage(file, how, place.chance)
     return Struck((ended,), (0, *GONE), f"{said}, {file.relative_to(place.folder)}: {how}", undo, file)

@@ -39,6 +39,8 @@ class Meter(NullObserver):
         if report.step % self.every == 0:
             memory = psutil.Process().memory_info().rss
             self.rows.append((report.step, memory, self._size("history.jsonl"), self._size("checkpoints")))
+            shown = " | ".join(f"{size / 1e6:.2f}" for size in self.rows[-1][1:])
+            print(f"| {report.step:,} | {shown} |", flush=True)
 
     def _size(self, name: str) -> int:
         path = self.out / name
@@ -53,10 +55,8 @@ def main() -> int:
     parser.add_argument("--folder", help="where to work (default: the system's folder of temporary files)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdalign-load-", dir=options.folder) as folder:
+        print("| step | memory (MB) | history (MB) | checkpoints (MB) |\n|--:|--:|--:|--:|")
         rows = train(Path(folder), options.steps)
-    print("| step | memory (MB) | history (MB) | checkpoints (MB) |\n|--:|--:|--:|--:|")
-    for step, *sizes in rows:
-        print(f"| {step:,} | {' | '.join(f'{size / 1e6:.2f}' for size in sizes)} |")
     late = [memory for step, memory, *_ in rows if step >= options.steps / 4]
     print(f"\nmemory from a quarter of the steps on: {(max(late) - min(late)) / 1e6:.1f} MB between least and most")
     return int(late[-1] - late[0] > GROWTH)
