@@ -210,16 +210,19 @@ def _locked(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> 
 
 @contextmanager
 def _withdrawn_if_refused(folder: RunFolder, runs: Sequence[PreparedRun], resume: bool) -> Iterator[None]:
-    """Remove what a run has written if it is refused before its first step; finished ones of other tasks stay."""
+    """Remove what a run has written if it is refused before its first step; finished ones of other tasks stay.
+
+    So do folders that the run has not begun: they are as they were.
+    """
+    folders = [*(run.folder for run in runs), folder]
+    before = {one.path: one.mark for one in folders}
     try:
         yield
-    except RefusedRun:
-        if not resume and rank_and_size()[0] == 0:
-            for run in runs:
-                if not run.folder.complete:
-                    run.folder.withdraw()
-            if not any(run.folder.complete for run in runs):
-                folder.withdraw()
+    except (RefusedRun, UsageError):
+        for one in folders if not resume and rank_and_size()[0] == 0 else ():
+            kept = folders if one is folder else [one]  # the folder above stays as long as one of its runs
+            if one.mark != before[one.path] and not any(each.complete or each.trained for each in kept):
+                one.withdraw()
         raise
 
 

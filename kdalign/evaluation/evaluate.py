@@ -65,6 +65,7 @@ def evaluate(
     check_replaced(out)
     device = make_accelerator(request.device).device
     identity = _identity(checked, request)
+    rows = _with_baselines(checked, request) if request.baselines else checked
     evaluation = _Evaluation(request, out, device, observer)
     lock = exclusive(out.parent, f".{out.name}.lock")  # no other process writes these scores
     with entered_on_first_rank(lock) as note:
@@ -72,7 +73,7 @@ def evaluate(
             observer.announce(note)
         else:
             on_first_rank(evaluation.remove_drafts)
-        return evaluation.run(_with_baselines(checked, request) if request.baselines else checked, identity)
+        return evaluation.run(rows, identity)
 
 
 def _checked_targets(names: Sequence[str], request: EvalRequest) -> list[Target]:
@@ -203,7 +204,11 @@ def _any_scores(results: Sequence[EvaluationResult]) -> bool:
 
 
 def _with_baselines(targets: Sequence[Target], request: EvalRequest) -> list[Target]:
-    """Insert the baselines after the last target of each split for which texts are generated."""
+    """Insert the baselines after the last target of each split for which texts are generated.
+
+    Raises:
+        UsageError: texts that a baseline learns from cannot be read.
+    """
     rows: list[Target] = []
     splits = [_split_key(target) for target in targets]
     for number, (target, split) in enumerate(zip(targets, splits, strict=True)):
@@ -218,6 +223,7 @@ def _with_baselines(targets: Sequence[Target], request: EvalRequest) -> list[Tar
             if other.unsupported(name) is None
         }
         if any(is_text_metric(name) for name in metrics):
+            _ = target.job.training_texts  # a bad row of train is said before models are scored
             rows += [Baseline(name, target.job, tuple(metrics)) for name in BASELINES]
     return rows
 

@@ -118,6 +118,20 @@ class RunFolder:
                 for file in (self.history, self.log, older_of(self.log), self.plan, self.projections):
                     file.unlink(missing_ok=True)
 
+    @property
+    def mark(self) -> tuple[int, int] | None:
+        """A number that changes whenever a run begins in the folder; None before the first."""
+        try:
+            found = (self.path / BEGUN).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    @property
+    def trained(self) -> bool:
+        """True once a step was taken."""
+        return any(event.get("kind") == "step" for event in self._events())
+
     def withdraw(self) -> None:
         """Remove what a run wrote that was refused before its first step."""
         with writing(self.path):

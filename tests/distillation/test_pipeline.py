@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdalign.distillation.pipeline import _resume_hint
-from kdalign.errors import Interrupted, Unwritten
+from kdalign.distillation.pipeline import _resume_hint, _withdrawn_if_refused
+from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
 from kdalign.recipe import ObjectiveWeights
 from kdalign.runs.folder import RunFolder
 
@@ -30,3 +30,28 @@ def test_a_full_disk_names_the_command_once_the_run_has_begun(tmp_path):
     hint = r"make room, then: kdalign distill --out .* --resume$"
     with pytest.raises(Unwritten, match=hint), _resume_hint(folder, runs()):
         raise Unwritten("cannot write")
+
+
+def files(folder):
+    return sorted(file.name for file in folder.path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [RefusedRun, UsageError])
+def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tmp_path, kind):
+    folder = RunFolder(tmp_path / "run")
+    run = SimpleNamespace(folder=folder)
+    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
+        folder.begin("teacher: t\n", {"teacher": "1"}, keep=False)
+        folder.append_history({"kind": "finding", "step": 0})
+        raise kind("its cache is damaged")
+    assert files(folder) == []
+    folder.begin("teacher: another\n", {}, keep=False)
+    before = files(folder)
+    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
+        raise kind("the folder holds another run")
+    assert files(folder) == before, "it has not begun here"
+    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
+        folder.begin("teacher: t\n", {}, keep=False)
+        folder.append_history({"kind": "step", "step": 1})
+        raise kind("a metric cannot be computed")
+    assert files(folder) == [*before[:1], "history.jsonl", *before[1:]], "it has trained"

@@ -122,6 +122,7 @@ def test_a_cache_of_another_teacher_is_refused_before_anything_is_written(teache
         run(teacher, data, tmp_path / "c", **named, **{"cache.states": "int8"})
     with pytest.raises(UsageError, match=r"term 'embeddings' asks for embeddings:encoder"):
         run(teacher, data, tmp_path / "d", **named, **{"objective.embeddings": 0.5})
+    assert not any((tmp_path / name).exists() for name in "cd")
 
 
 @pytest.mark.slow
@@ -133,6 +134,7 @@ def test_a_damaged_cache_is_refused_and_mended_by_removing_the_file(teacher, dat
     shard.write_bytes(content[:-9] + b"000000000")
     with pytest.raises(UsageError, match=f"{shard.name}.*damaged"):
         run(teacher, data, tmp_path / "b", **named)
+    assert not (tmp_path / "b").exists()
     shard.unlink()
     lines = Lines()
     run(teacher, data, tmp_path / "c", lines, **named)
