@@ -40,10 +40,15 @@ def files(folder):
 def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tmp_path, kind):
     folder = RunFolder(tmp_path / "run")
     run = SimpleNamespace(folder=folder)
-    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
+
+    def refuse_after(*events):
         folder.begin("teacher: t\n", {"teacher": "1"}, keep=False)
-        folder.append_history({"kind": "finding", "step": 0})
+        for event in events:
+            folder.append_history(event)
         raise kind("its cache is damaged")
+
+    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
+        refuse_after({"kind": "finding", "step": 0})
     assert files(folder) == []
     folder.begin("teacher: another\n", {}, keep=False)
     before = files(folder)
@@ -51,7 +56,5 @@ def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tm
         raise kind("the folder holds another run")
     assert files(folder) == before, "it has not begun here"
     with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
-        folder.begin("teacher: t\n", {}, keep=False)
-        folder.append_history({"kind": "step", "step": 1})
-        raise kind("a metric cannot be computed")
+        refuse_after({"kind": "step", "step": 1})
     assert files(folder) == [*before[:1], "history.jsonl", *before[1:]], "it has trained"
