@@ -258,8 +258,7 @@ def load_checkpoint(
     if saved.path is not None:
         try:
             load_weights(saved.path / _MODEL, module)
-            device = accelerator.device  # of several ranks on a CPU ``cpu:0``, which safetensors does not know
-            moments = load_file(saved.path / _OPTIMIZER, device="cpu" if device.type == "cpu" else str(device))
+            moments = load_file(saved.path / _OPTIMIZER, device=str(accelerator.device))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
                 f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_hint(folder)}"
