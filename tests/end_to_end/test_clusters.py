@@ -14,7 +14,7 @@ import yaml
 from support.ranks import environment, steps_done
 
 FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
-STEPS = 300
+STEPS = 120
 SRUN = """#!/bin/bash
 # Starts the command once for each machine, passes SIGTERM on to all, and fails if one fails.
 while [[ $1 == --* ]]; do shift; done
