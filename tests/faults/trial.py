@@ -145,7 +145,7 @@ class Bench:
 
     def _recover(self, place: Place, trial: Trial, struck: Struck) -> None:
         """Give the same command, or the one that the line before names, until the work is done."""
-        words = _resuming(struck.ends[-1]) or place.command.words
+        words = _resuming(struck.ends[-1], place.command) or place.command.words
         for _attempt in range(ATTEMPTS):
             before = place.tree() if struck.damaged is not None else {}
             ended = place.start(words).wait()
@@ -161,8 +161,8 @@ class Bench:
                     trial.faults.append(f"a refusal changed files: {ended.last_line}")
                 struck.undo()
                 trial.outcome = "refused"
-            elif (further := _resuming(ended, place.command)) is not None:
-                words = further
+            else:
+                words = _resuming(ended, place.command) or words
         trial.faults.append(f"not done after {ATTEMPTS} commands: {trial.lines[-1]}")
 
     def _compare(self, place: Place, trial: Trial, reference: Reference, damaged: Path | None) -> None:
@@ -230,11 +230,11 @@ def _refuses(ended: Ended, file: Path, place: Place) -> bool:
     return ended.status in (1, 2) and any(name in ended.last_line for name in named)
 
 
-def _resuming(ended: Ended, command: Command | None = None) -> tuple[str, ...] | None:
-    """The command that a line names as the one that resumes."""
-    told = re.search(r"kdalign ((?:distill|ablate|eval|cache|generate)\b[^;`]* --resume)", ended.last_line)
+def _resuming(ended: Ended, command: Command) -> tuple[str, ...] | None:
+    """The command that a line names as the one that resumes; not that of a run of several, which resumes with all."""
+    told = re.search(rf"kdalign ({command.words[0]}\b[^;`]* --resume)", ended.last_line)
     if told:
         return tuple(shlex.split(told[1]))
-    if command is not None and command.resumes and "give --resume" in ended.last_line:
+    if command.resumes and "give --resume" in ended.last_line:
         return (*command.words, "--resume")
     return None
