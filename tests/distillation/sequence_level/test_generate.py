@@ -530,3 +530,13 @@ def test_a_strangers_folder_has_no_file_outside_of_it_removed(kdalign, here, fil
     status, _, err = kdalign(*words(), "--overwrite")
     assert (status, "does not hold a command of kdalign" in one_line(err)) == (2, True)
     assert (here / "pairs/train.parquet").is_file()
+
+
+def test_a_kept_answer_that_is_none_is_said_before_anything_is_removed(kdalign, here):
+    assert kdalign(*words())[0] == 0
+    kept = here / "out/generation/answers.jsonl"
+    kept.write_text("[1]\n" + kept.read_text())
+    before = contents(here / "out")
+    status, _, err = kdalign(*words(), "--keep", "characters>=4", "--overwrite")
+    assert (status, "answers.jsonl', line 1" in one_line(err)) == (2, True)
+    assert contents(here / "out") == before
