@@ -66,6 +66,7 @@ def distill(
     flags = {**source.flags, **checks.flags, "allow": allowed or None}
     _check_flags(flags, run)
     recipe = build_recipe(_recipe_file(source, run), flags, source.sets)
+    _check_served_flags(flags, recipe)
     TaskOptions(None, recipe.data.folder, recipe.data.dataset, recipe.data.config).check(recipe.data.task)
     if run.dry_run:
         _show_plan(recipe, run, as_json)
@@ -78,6 +79,15 @@ def _check_flags(flags: Mapping[str, object], run: RunOptions) -> None:
         raise UsageError("give --resume or --overwrite, not both")
     if "train.batch_size" in flags and "train.batch_tokens" in flags:
         raise UsageError("give --batch-size or --batch-tokens, not both")
+
+
+def _check_served_flags(flags: Mapping[str, object], recipe: "Recipe") -> None:
+    """Refuse flags of a teacher behind an API for another one, which would not read them."""
+    if recipe.has_served_teacher:
+        return
+    for key in flags:
+        if key.startswith("served."):
+            raise UsageError(f"{OPTION_OF[key]} is for a teacher behind an API (openai:NAME), and none is named")
 
 
 def _recipe_file(source: RecipeSource, run: RunOptions) -> Path | None:

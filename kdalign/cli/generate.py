@@ -165,7 +165,7 @@ def generate(
     if rank():
         return
     if folder.as_json:
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        print(json.dumps(record, indent=2))
         return
     from kdalign.report.generation import generation_table
 
@@ -214,4 +214,4 @@ def _show_plan(settings: "GenerateSettings", folder: FolderOptions) -> None:
         from kdalign.report.generation import generation_plan, plan_table
 
         plan = generation_plan(prepare_generation(settings, overwrite=folder.overwrite), SHOWN_PROMPTS)
-    show(json.dumps(plan, indent=2, ensure_ascii=False) if folder.as_json else plan_table(plan))
+    show(json.dumps(plan, indent=2) if folder.as_json else plan_table(plan))

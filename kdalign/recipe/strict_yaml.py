@@ -29,7 +29,7 @@ def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=strict_loader(loader or yaml.SafeLoader))
+        return yaml.load(text, Loader=strict_loader(loader or yaml.SafeLoader))  # nosec B506 # a subclass of it
     except RecursionError:
         raise UsageError(f"{where} is not YAML that can be read: nested too deeply") from None
     except yaml.MarkedYAMLError as error:

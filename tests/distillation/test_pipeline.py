@@ -39,22 +39,22 @@ def files(folder):
 @pytest.mark.parametrize("kind", [RefusedRun, UsageError])
 def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tmp_path, kind):
     folder = RunFolder(tmp_path / "run")
-    run = SimpleNamespace(folder=folder)
+    own = [SimpleNamespace(folder=folder)]
 
-    def refuse_after(*events):
-        folder.begin("teacher: t\n", {"teacher": "1"}, keep=False)
-        for event in events:
-            folder.append_history(event)
-        raise kind("its cache is damaged")
+    def refuse(event=None):
+        if event is not None:
+            folder.begin("teacher: t\n", {"teacher": "1"}, keep=False)
+            folder.append_history({"kind": event, "step": 1})
+        raise kind("it cannot be carried out")
 
-    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
-        refuse_after({"kind": "finding", "step": 0})
+    with pytest.raises(kind), _withdrawn_if_refused(folder, own, False):
+        refuse("finding")
     assert files(folder) == []
     folder.begin("teacher: another\n", {}, keep=False)
     before = files(folder)
-    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
-        raise kind("the folder holds another run")
+    with pytest.raises(kind), _withdrawn_if_refused(folder, own, False):
+        refuse()
     assert files(folder) == before, "it has not begun here"
-    with pytest.raises(kind), _withdrawn_if_refused(folder, [run], False):
-        refuse_after({"kind": "step", "step": 1})
-    assert files(folder) == [*before[:1], "history.jsonl", *before[1:]], "it has trained"
+    with pytest.raises(kind), _withdrawn_if_refused(folder, own, False):
+        refuse("step")
+    assert files(folder) == sorted([*before, "history.jsonl"]), "it has trained"

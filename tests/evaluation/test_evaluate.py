@@ -200,10 +200,10 @@ def test_the_position_that_a_permutation_model_predicts_is_seen_by_nobody():
 def test_a_bad_row_of_train_that_a_baseline_reads_is_said_before_models_are_scored(kdalign, models, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/validation.csv").write_text("text\nthe film was good and warm\n")
-    (tmp_path / "d/train.csv").write_text("text\na,b\n")
+    (tmp_path / "d/train.jsonl").write_text('{"text": "a good film"}\n{"text": \n')
     words = ("eval", models["llama"], "--task", "lm:text", "--data", "d", "--metrics", "cer", "--device", "cpu")
     status, _, err = kdalign(*words)
-    assert (status, "'d/train.csv', line 2" in err.splitlines()[-1]) == (2, True)
+    assert (status, "'d/train.jsonl', line 2" in one_line(err)) == (2, True)
     assert not (tmp_path / "runs").exists()
 
 

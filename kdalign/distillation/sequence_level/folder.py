@@ -151,6 +151,8 @@ class GenerationFolder:
         remove_drafts(self.work)
         if self.command.is_file():
             before = self._begun()
+            if _answering(before) == _answering(command):
+                self.read_answers()  # one that is none is said before anything is removed
             if before == command:
                 self._cut_unfinished_line()
                 return

@@ -553,3 +553,25 @@ def test_a_strangers_folder_has_no_file_outside_of_it_removed(kdalign, here, fil
     status, _, err = kdalign(*words(), "--overwrite")
     assert (status, "does not hold a command of kdalign" in one_line(err)) == (2, True)
     assert (here / "pairs/train.parquet").is_file()
+
+
+def test_a_kept_answer_that_is_none_is_said_before_anything_is_removed(kdalign, here):
+    assert kdalign(*words())[0] == 0
+    kept = here / "out/generation/answers.jsonl"
+    kept.write_text("[1]\n" + kept.read_text())
+    before = contents(here / "out")
+    status, _, err = kdalign(*words(), "--keep", "characters>=4", "--overwrite")
+    assert (status, "answers.jsonl', line 1" in one_line(err)) == (2, True)
+    assert contents(here / "out") == before
+
+
+@pytest.mark.parametrize("more", [["--json"], []])
+def test_no_prompt_of_a_strangers_steers_the_terminal(kdalign, here, more):
+    (here / "odd").mkdir()
+    pairs = {"en": ["\x1b[31m\x9b31m a\u202e", "b\x07"], "de": ["c", "d"]}
+    for split in ("train", "validation"):
+        rows = {"en": [f"{text}{split}" for text in pairs["en"]], "de": pairs["de"]}
+        pd.DataFrame(rows).to_parquet(here / "odd" / f"{split}.parquet")
+    status, out, err = kdalign(*words(data="odd"), "--dry-run", *more)
+    assert status == 0, err
+    assert not set(out + err) & set("\x1b\x9b\x07\u202e")
