@@ -154,11 +154,25 @@ def keep_heap() -> None:
     A step of training frees and takes the same large buffers many times: on two cores without this, a step of a
     language model took a sixth longer. ``trim_heap`` returns what is free. The user's own settings of malloc win.
     """
-    own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if _mallopt is not None and not any(name in os.environ for name in own):
+    if _mallopt is not None and not _has_own_settings():
         # Older ones accept 32 MiB at most; one that accepts neither is left as it is, as it adapts by itself.
         if _mallopt(_MMAP_THRESHOLD, 2**30) or _mallopt(_MMAP_THRESHOLD, 2**25):
             _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def map_buffers() -> None:
+    """Let glibc map each buffer of a MiB or more by itself, and unmap it when it is freed: the opposite of ``keep_heap``.
+
+    Where buffers of every size come and go in each layer, the heap's gaps grow to several times what is in use.
+    """
+    if _mallopt is not None and not _has_own_settings():
+        _mallopt(_MMAP_THRESHOLD, 2**20)
+        _mallopt(_TRIM_THRESHOLD, 2**20)
+
+
+def _has_own_settings() -> bool:
+    """True if the user has set malloc's thresholds."""
+    return any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"))
 
 
 def trim_heap() -> None:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from kdalign.environment import map_buffers
 from kdalign.errors import UsageError
 from kdalign.models.architecture import blocks
 from kdalign.models.lm_head import LMHead
@@ -49,6 +50,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # a transposed one has no rows to share
+    if device.type == "cpu":
+        map_buffers()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in dict.fromkeys(blocks(model).values()):
         fully_shard(layer.to(device), mesh=mesh)

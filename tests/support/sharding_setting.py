@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from kdalign import distill
 from kdalign.distillation import memory
 from kdalign.models.layouts import LAYOUTS
+from kdalign.observer import NullObserver
 from kdalign.recipe import Recipe
 from support import family_setting
 from support.tiny import save_model, sentences
@@ -101,6 +102,13 @@ def uncounted(*_: object) -> None:
     raise LookupError("not counted in this test")
 
 
+class Announcing(NullObserver):
+    """Prints what is announced."""
+
+    def announce(self, line: str) -> None:
+        print(line, flush=True)
+
+
 def main() -> None:
     """On each rank: carry out recipes; words are folders of inputs and runs, ``resume`` or ``begin``, and names."""
     folder, out, what, *names = sys.argv[1:]
@@ -109,7 +117,7 @@ def main() -> None:
     for name in names:
         # Ranks that are connected already may find what the first one has written.
         resume = what == "resume"
-        distill(recipe(Path(folder), name, Path(out), sharding="fsdp2"), resume=resume, overwrite=not resume)
+        distill(recipe(Path(folder), name, Path(out), sharding="fsdp2"), Announcing(), resume=resume, overwrite=not resume)
         print(f"{name}: done", flush=True)
 
 
