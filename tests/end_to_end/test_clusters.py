@@ -45,9 +45,9 @@ def recipe(teacher, data, tmp_path):
     return file
 
 
-def finished(out):
-    record = json.loads((out / "record.json").read_text())
-    return record["steps"]
+def steps_and_ranks(out):
+    training = json.loads((out / "record.json").read_text())["training"]
+    return training["steps"], training["ranks"]
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_slurm_job_that_is_stopped_queues_again_and_the_same_command_ends_the_
     done = subprocess.run(words, env=own, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed after step" in done.stderr
-    assert finished(out) == STEPS
+    assert steps_and_ranks(out) == (STEPS, 2)
 
 
 def kubernetes():
@@ -109,7 +109,7 @@ def test_the_command_of_the_kubernetes_job_trains_with_a_process_for_each_pod(re
     for pod in pods:
         _, err = pod.communicate()
         assert pod.returncode == 0, err
-    assert finished(tmp_path / "run") == STEPS
+    assert steps_and_ranks(tmp_path / "run") == (STEPS, 2)
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "ray-job.sh"])
