@@ -161,7 +161,7 @@ def keep_heap() -> None:
 
 
 def map_buffers() -> None:
-    """Let glibc map each buffer of a MiB or more by itself, and unmap it when it is freed: the opposite of ``keep_heap``.
+    """Let glibc map each buffer of a MiB or more by itself, and unmap it when freed: the opposite of ``keep_heap``.
 
     Where buffers of every size come and go in each layer, the heap's gaps grow to several times what is in use.
     """

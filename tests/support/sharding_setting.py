@@ -117,7 +117,9 @@ def main() -> None:
     for name in names:
         # Ranks that are connected already may find what the first one has written.
         resume = what == "resume"
-        distill(recipe(Path(folder), name, Path(out), sharding="fsdp2"), Announcing(), resume=resume, overwrite=not resume)
+        distill(
+            recipe(Path(folder), name, Path(out), sharding="fsdp2"), Announcing(), resume=resume, overwrite=not resume
+        )
         print(f"{name}: done", flush=True)
 
 
