@@ -14,7 +14,7 @@ from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import Json, RecipeSource, TaskOptions, trust_code, with_options
 from kdalign.environment import rank
 from kdalign.errors import UsageError
-from kdalign.recipe.flags import FLAGS, pick_flags
+from kdalign.recipe.flags import FLAGS, OPTION_OF, pick_flags
 
 if TYPE_CHECKING:
     from kdalign.recipe import Recipe
