@@ -203,7 +203,7 @@ def test_a_bad_row_of_train_that_a_baseline_reads_is_said_before_models_are_scor
     (tmp_path / "d/train.jsonl").write_text('{"text": "a good film"}\n{"text": \n')
     words = ("eval", models["llama"], "--task", "lm:text", "--data", "d", "--metrics", "cer", "--max-length", 32)
     status, _, err = kdalign(*words)
-    assert (status, "'d/train.jsonl', line 2" in one_line(err)) == (2, True)
+    assert (status, "'d/train.jsonl' is not a jsonl file: line 2" in one_line(err)) == (2, True)
     assert not (tmp_path / "runs").exists()
 
 
