@@ -201,9 +201,9 @@ def test_a_bad_row_of_train_that_a_baseline_reads_is_said_before_models_are_scor
     (tmp_path / "d").mkdir()
     (tmp_path / "d/validation.csv").write_text("text\nthe film was good and warm\n")
     (tmp_path / "d/train.jsonl").write_text('{"text": "a good film"}\n{"text": \n')
-    words = ("eval", models["llama"], "--task", "lm:text", "--data", "d", "--metrics", "cer", "--device", "cpu")
+    words = ("eval", models["llama"], "--task", "lm:text", "--data", "d", "--metrics", "cer", "--max-length", 32)
     status, _, err = kdalign(*words)
-    assert (status, "'d/train.jsonl', line 2" in one_line(err)) == (2, True)
+    assert (status, "'d/train.jsonl' is not a jsonl file: line 2" in one_line(err)) == (2, True)
     assert not (tmp_path / "runs").exists()
 
 
