@@ -46,7 +46,9 @@ def quiet_libraries() -> None:
 
 
 def show(renderable: "RenderableType") -> None:
-    """Print a result on stdout, as wide as the terminal, or 100 columns in a pipe; strings as they are."""
+    """Print a result on the first rank's stdout, as wide as the terminal or 100 columns in a pipe; strings as they are."""
+    if rank():
+        return
     if isinstance(renderable, str):
         print(renderable, end="" if renderable.endswith("\n") else "\n")
         return

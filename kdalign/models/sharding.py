@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from kdalign.environment import map_buffers
+from kdalign.environment import map_buffers, trim_heap
 from kdalign.errors import UsageError
 from kdalign.models.architecture import blocks
 from kdalign.models.lm_head import LMHead
@@ -61,6 +61,7 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     for part in _parts(model):  # memory that is first used in inference mode could not be used outside
         part.unshard()
         part.reshard()
+    trim_heap()  # which held the whole model
     return model
 
 
