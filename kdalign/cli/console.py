@@ -46,7 +46,7 @@ def quiet_libraries() -> None:
 
 
 def show(renderable: "RenderableType") -> None:
-    """Print a result on the first rank's stdout, as wide as the terminal or 100 columns in a pipe; strings as they are."""
+    """Print a result on the first rank's stdout, as wide as the terminal or 100 columns in a pipe."""
     if rank():
         return
     if isinstance(renderable, str):

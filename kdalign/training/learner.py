@@ -98,7 +98,7 @@ class Learner(nn.Module):
 
     def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
         order = self.order
-        with self._rounding():
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
             if self._fills:
                 body = self.student.base_model
@@ -109,7 +109,7 @@ class Learner(nn.Module):
         if self._attends:
             assert taught is not None, "attention to layers needs a teacher"
             taught = self._blend(signals, taught, inputs)
-        with self._rounding():
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             for pair in self._pairs:
                 assert taught is not None, "features need a teacher's"
                 ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]
@@ -130,12 +130,6 @@ class Learner(nn.Module):
                 signals.mixed[pair] = self.projections.mixed(signals.attention[pair[0]], *pair)
                 signals.maps[pair] = taught.attention[pair[1]]
         return signals
-
-    def _rounding(self) -> torch.autocast:
-        """Products in bfloat16; rounded weights are kept for the backward pass, unless that computes layers again."""
-        return torch.autocast(
-            self.student.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.recomputes
-        )
 
     def _blend(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
         r"""Blend the teacher's layers into a weighted mean for each student layer that attends to them.
