@@ -479,8 +479,8 @@ MUTANTS = {
     ),
     "a batch left out that is known in part": (
         "evaluation/generation.py",
-        "if all(row in known for row in rows):",
-        "if any(row in known for row in rows):",
+        "if not all(row in known for row in rows)",
+        "if not any(row in known for row in rows)",
         "evaluation/test_sampling.py::test_batches_that_are_known_are_left_out_and_the_others_stay_as_they_are",
     ),
     "samples of a server without seeds taken for one": (
@@ -576,10 +576,10 @@ MUTANTS = {
         "runs/test_ablation_spec.py::test_a_recipe_edited_behind_its_results_is_refused",
     ),
     "search by the worst": (
-        "distillation/search.py",
-        "best = max(own",
-        "best = min(own",
-        "runs/test_ablation_spec.py::test_a_search_chooses_on_train_alone_and_by_the_best_mean",
+        "distillation/search_study.py",
+        "best = scores.index(max(known))",
+        "best = scores.index(min(known))",
+        "distillation/test_search.py::test_a_search_chooses_on_train_alone_and_by_the_best_mean",
     ),
     "tail left out of what a server names": (
         "teachers/served.py",
