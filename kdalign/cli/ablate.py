@@ -93,7 +93,7 @@ class ComparedOptions:
     ] = None
 
     def space(self, file: Path | None) -> "Space":
-        """What is searched, by recipe key, of a recipe file and the options.
+        """Read the search space, by recipe key, of a recipe file and the options.
 
         Raises:
             UsageError: a key is given twice, or options of a search without a key.

@@ -39,7 +39,7 @@ _MOST_ROWS = 100_000
 
 @dataclass(frozen=True)
 class ConfiguredRun:
-    """A run of which only the configurations were read.
+    """Run of which only the configurations were read.
 
     Attributes:
         run: the run; none of its models needs weights.

@@ -36,7 +36,7 @@ class Pool(AbstractContextManager["Pool"], Protocol):
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How a pool runs the trials of an ablation.
+    """Settings of a pool that runs the trials of an ablation.
 
     Attributes:
         most: largest number of trials at a time that can be of use.

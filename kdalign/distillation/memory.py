@@ -343,7 +343,7 @@ def _longest_texts(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Toke
 def _gathering(
     recipe: Recipe, ours: PreTrainedModel, teachers: Sequence[ComputedTeacher], placement: Placement
 ) -> Gathering | None:
-    """What a step gathers of weights that are sharded; None if each rank holds them all."""
+    """Count the sharded weights that a step gathers; None if each rank holds them all."""
     if not placement.shards(recipe):
         return None
     theirs = [gathered_bytes(each.model, each.model.dtype.itemsize) for each in teachers]

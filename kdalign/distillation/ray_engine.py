@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from kdalign.distillation.engines import PoolSettings
-from kdalign.distillation.ray_node import MARK, Cell, missing_files, needed_files, run_cell
+from kdalign.distillation.ray_node import MARK, RemoteTrial, missing_files, needed_files, run_remote_trial
 from kdalign.environment import available_cores
 from kdalign.errors import RunError, UsageError, cause_of, library_errors
 from kdalign.files import atomic_file, write_text
@@ -217,7 +217,7 @@ class RayPool:
 
     @property
     def _mark(self) -> str:
-        """What tells this folder from one of the same path on another machine, the same for a command that resumes."""
+        """Hash that tells this folder from one of the same path on another machine, the same when a command resumes."""
         place = f"{uuid.getnode()} {platform.node()} {self.settings.out.resolve()}"
         return hashlib.sha256(place.encode()).hexdigest()
 
@@ -232,7 +232,7 @@ class RayPool:
         import ray
 
         assert self.engine.cpus is not None
-        cell = Cell(
+        remote = RemoteTrial(
             recipe=trial.recipe.model_dump(mode="json"),
             directory=os.getcwd(),
             out=str(self.settings.out),
@@ -244,7 +244,7 @@ class RayPool:
             run_observer=self.settings.run_observer,
         )
         task = _task(num_cpus=self.engine.cpus, num_gpus=self.engine.gpus)
-        self._running[task.remote(*_same_code(), ray.cloudpickle.dumps((_run_named, (cell,))))] = trial
+        self._running[task.remote(*_same_code(), ray.cloudpickle.dumps((_run_named, (remote,))))] = trial
 
     def poll(self, seconds: float) -> list[tuple[Trial, str]]:
         """Wait for trials to end, at most this long, and write what they leave; tell of nodes that are lost."""
@@ -318,11 +318,11 @@ class RayPool:
         self._nodes = nodes
 
 
-def _run_named(cell: Cell) -> tuple[str, dict[str, Array]]:
+def _run_named(remote: RemoteTrial) -> tuple[str, dict[str, Array]]:
     """Run a trial on a node; a reason that it failed names the node."""
     import ray
 
-    reason, files = run_cell(cell)
+    reason, files = run_remote_trial(remote)
     if reason and reason != "stopped":
         reason = f"{reason} (on node {ray.util.get_node_ip_address()}, {platform.node()})"
     return reason, files

@@ -1,4 +1,4 @@
-"""What a node of a Ray cluster does for an ablation: look for the files that a run needs, and make the run.
+"""Work of a Ray node for an ablation: look for the files that a run needs, and make the run.
 
 Where the node sees the ablation's own folder, by a mark in it, the run is made there, and resumes from its
 checkpoints. Elsewhere it is made in a folder of the same name on the node, sent back whole and removed.
@@ -58,7 +58,7 @@ class NeededFile:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RemoteTrial:
     """A trial as it is sent to a node.
 
     Attributes:
@@ -111,7 +111,7 @@ def missing_files(needed: Sequence[NeededFile], directory: str) -> str:
     return ""
 
 
-def run_cell(cell: Cell) -> tuple[str, dict[str, Array]]:
+def run_remote_trial(remote: RemoteTrial) -> tuple[str, dict[str, Array]]:
     """Run a trial, or resume it.
 
     Returns:
@@ -122,25 +122,25 @@ def run_cell(cell: Cell) -> tuple[str, dict[str, Array]]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
-    torch.set_num_threads(cell.threads)
-    lacks = missing_files(cell.needed, cell.directory)
+    torch.set_num_threads(remote.threads)
+    lacks = missing_files(remote.needed, remote.directory)
     if lacks:
         return lacks, {}
-    with _inside(cell.directory):
-        recipe = validate_recipe(cell.recipe)
+    with _inside(remote.directory):
+        recipe = validate_recipe(remote.recipe)
         folder = RunFolder(Path(str(recipe.out)))
         try:
-            if _is_shared(cell):
+            if _is_shared(remote):
                 _wait_until_free(folder.path)
-                return run_recipe(recipe, cell.run_observer, cell.trusted), {}
-            own = _OwnFolder(folder, Path(cell.out))
-            own.claim(recipe.dump() + cell.mark)
+                return run_recipe(recipe, remote.run_observer, remote.trusted), {}
+            own = _OwnFolder(folder, Path(remote.out))
+            own.claim(recipe.dump() + remote.mark)
         except UsageError as error:
             return str(error), {}
         except KeyboardInterrupt:
             return "stopped", {}
-        reason = run_recipe(recipe, cell.run_observer, cell.trusted)
-        files = _files_of(folder, () if cell.keep_student and not reason else _WEIGHTS)
+        reason = run_recipe(recipe, remote.run_observer, remote.trusted)
+        files = _files_of(folder, () if remote.keep_student and not reason else _WEIGHTS)
         if not reason:
             own.remove()
         return reason, files
@@ -155,15 +155,15 @@ def _inside(directory: str) -> Iterator[None]:
         yield
 
 
-def _is_shared(cell: Cell) -> bool:
+def _is_shared(remote: RemoteTrial) -> bool:
     try:
-        return (Path(cell.out) / MARK).read_text(encoding="utf-8") == cell.mark
+        return (Path(remote.out) / MARK).read_text(encoding="utf-8") == remote.mark
     except OSError:
         return False
 
 
 def _wait_until_free(folder: Path) -> None:
-    """Wait until nobody works in a run's folder.
+    """Wait until no other process works in a run's folder.
 
     Raises:
         UsageError: somebody still does after ``LOCK_SECONDS``.

@@ -47,7 +47,7 @@ _TENTHS = 10
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search tries.
+    """Settings of a search.
 
     Attributes:
         space: what is chosen from.
