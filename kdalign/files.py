@@ -255,7 +255,7 @@ def draft_of(path: Path) -> Path:
 
 def is_draft(path: Path) -> bool:
     """Return whether a file or folder was being written when its process was killed."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return re.fullmatch(r"\..+\.\d+\.[0-9a-f]{8}\.tmp|\.step-\d+\.tmp", path.name) is not None
 
 
 def remove_drafts(folder: Path, names: str = "*") -> None:
@@ -265,7 +265,7 @@ def remove_drafts(folder: Path, names: str = "*") -> None:
         folder: where to look, and not below.
         names: pattern of the names of the files that were being written.
     """
-    for draft in folder.glob(f".{names}.tmp"):
+    for draft in filter(is_draft, folder.glob(f".{names}.tmp")):
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 

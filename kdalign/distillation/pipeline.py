@@ -222,7 +222,7 @@ def _withdrawn_if_refused(folder: RunFolder, runs: Sequence[PreparedRun], resume
         for one in folders if not resume and rank_and_size()[0] == 0 else ():
             kept = folders if one is folder else [one]  # the folder above stays as long as one of its runs
             if one.mark != before[one.path] and not any(each.complete or each.trained for each in kept):
-                one.withdraw()
+                one.withdraw() if any(run.folder.path == one.path for run in runs) else one.withdraw_above()
         raise
 
 

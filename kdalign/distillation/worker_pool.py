@@ -77,9 +77,10 @@ class WorkerPool:
             assert isinstance(connection, Connection)
             worker = self._workers[connection]
             trial, reason = worker.trial, worker.answer()
-            if reason == _DEAD:
-                del self._workers[connection]
             worker.trial = None
+            if reason == _DEAD or worker.told:  # one that was told to stop may have been between two runs
+                del self._workers[connection]
+                worker.end()
             if trial is not None:
                 ended.append((trial, reason))
         return ended
@@ -88,6 +89,7 @@ class WorkerPool:
         """Tell the worker of a trial to stop; a run that trains saves its state first."""
         for worker in self._workers.values():
             if worker.trial == trial:
+                worker.told = True
                 worker.process.terminate()
 
     def stop(self) -> None:
@@ -105,6 +107,7 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     trial: Trial | None = None
+    told: bool = False
 
     @classmethod
     def start(cls, threads: int, run_observer: Callable[[], Observer]) -> "_Worker":
@@ -183,8 +186,8 @@ def run_recipe(recipe: Recipe, run_observer: Callable[[], Observer], trusted: Tr
     except Exception as error:
         # Whatever is wrong with one run, the others continue; its log keeps the whole traceback.
         with suppress(OSError, Unwritten):  # the reason counts, whether it can be written or not
-            folder.path.mkdir(parents=True, exist_ok=True)
-            append_text(folder.log, traceback.format_exc())
+            if folder.recipe.is_file():  # else the folder would hold a log alone, and be no run
+                append_text(folder.log, traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -14,7 +14,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import KEYS_OF_TERMS, TERM_FACTS
 from kdalign.runs.finished import FinishedRun
-from kdalign.runs.folder import steps_a_row
+from kdalign.runs.history_rows import steps_a_row
 
 
 @dataclass(frozen=True)

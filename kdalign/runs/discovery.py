@@ -232,7 +232,7 @@ def _places(folder: Path) -> list[Path]:
 def recipe_key(records: Mapping[str, RunRecord]) -> str:
     """Return a key of recipe, teachers and scored texts, equal for runs that differ by seed and folder alone."""
     flat = next(iter(records.values())).parsed_recipe().flat()
-    for name in ("train.seed", "train.keep", "out", "data.task"):
+    for name in ("train.seed", "train.keep", "train.sharding", "out", "data.task"):
         flat.pop(name)
     read = {
         task: [

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,19 @@ class RunFolder:
         return any(event.get("kind") == "step" for event in self._events())
 
     def withdraw(self) -> None:
-        """Remove what a run wrote that was refused before its first step."""
-        with writing(self.path):
-            for file in (self.recipe, self.inputs, self.path / BEGUN, self.plan, self.history, self.log):
-                file.unlink(missing_ok=True)
+        """Remove what a run wrote that was refused before its first step.
+
+        Where more remains, such as a tracker's files, all stays: without its recipe it would be nobody's folder, and in
+        the way of every later run.
+        """
+        own = [self.recipe, self.inputs, self.path / BEGUN, self.plan, self.history, self.log]
+        known = {file.name for file in own} | set(LEFT)
+        if all(inner.name in known or is_draft(inner) for inner in self.path.iterdir()):
+            _remove(self.path, own)
+
+    def withdraw_above(self) -> None:
+        """Remove what ``begin_above`` wrote."""
+        _remove(self.path, [self.recipe, self.path / BEGUN])
 
     def begin_above(self, recipe: str, keep: bool) -> None:
         """Write the recipe of several tasks into the folder above the tasks' own."""
@@ -344,20 +353,10 @@ _LONGEST_EVENT = 2**24
 """Limit of bytes of a line of a history."""
 
 
-HISTORY_STEPS = 10_000
-"""Steps that each have a row in the history; of ten times as many every tenth has one, and so on."""
-
-
-def steps_a_row(step: int) -> int:
-    """Return how many steps share a row of the history: 1 up to ``HISTORY_STEPS``, then 10, 100, ...
-
-    So 10^6 steps have 28,000 rows. Each step says by its number alone whether it has one, so that a resumed run has
-    the same. Steps with an alarm, and the last one, always have a row.
-    """
-    steps, end = 1, HISTORY_STEPS
-    while step > end:
-        steps, end = 10 * steps, 10 * end
-    return steps
+def _remove(folder: Path, files: Sequence[Path]) -> None:
+    with writing(folder):
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 MOST_FOLDERS = 20_000

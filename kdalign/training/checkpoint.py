@@ -4,26 +4,24 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kdalign.errors import UsageError, cause_of
-from kdalign.files import atomic_file, read_json, sha256, write_json, writing
+from kdalign.files import read_json, write_json, writing
 from kdalign.ranks import on_every_rank, on_first_rank, rank_and_size
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import BEGUN
 from kdalign.runs.seal import seal_of
-from kdalign.training.tensor_files import FILES, OF_EACH_WEIGHT, load_weights, read_tensors, save_weights, write_tensors
+from kdalign.training.best_weights import check_best, forget_best, hash_once, hint
+from kdalign.training.tensor_files import FILES, OF_EACH_WEIGHT, read_tensors, write_tensors
 
-BEST = "best.safetensors"
-"""File next to the checkpoints with the weights of the best step so far, if these are to be exported."""
 _PROGRESS = "progress.json"
 
 
@@ -100,39 +98,6 @@ class TrainState:
         others = self.seconds - since.seconds - seconds
         sampled, tokens = self.sampled - since.sampled, self.tokens - since.tokens
         return sampled / max(seconds, 1e-9), tokens / max(others, 1e-9)
-
-
-def save_best(
-    folder: RunFolder, module: nn.Module, progress: TrainState, tensors: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write the weights of the best step so far, and their hash into the progress.
-
-    Args:
-        folder: of the run.
-        module: all that is trained.
-        progress: steps taken.
-        tensors: its tensors, if they were gathered from several ranks.
-    """
-    file = folder.checkpoints / BEST
-    if tensors is None:
-        save_weights(file, module, progress.step)
-    else:
-        with atomic_file(file) as temporary:
-            save_file(dict(tensors), temporary, {"step": str(progress.step)})
-    progress.best_hash = sha256(file)
-
-
-def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
-    """Load the weights of the best step.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
-    try:
-        _check_best(folder, progress)
-        load_weights(folder.checkpoints / BEST, module)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{cause_of(error)}{_hint(folder)}") from None
 
 
 def save_checkpoint(
@@ -227,6 +192,15 @@ def _complete(
         draft.replace(final)
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+    forget_best(folder, [_best_step(path) for path in _steps(folder)])
+
+
+def _best_step(path: Path) -> int:
+    """The best step that a checkpoint names; 0 for a damaged one."""
+    try:
+        return int(read_json(path / _PROGRESS)["best_step"])
+    except (UsageError, TypeError, KeyError, ValueError):
+        return 0
 
 
 @dataclass(frozen=True)
@@ -274,7 +248,7 @@ def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedChe
         else:
             return replace(saved, skipped=tuple(skipped))
     if skipped:
-        raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(skipped)}{_hint(folder)}")
+        raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(skipped)}{hint(folder)}")
     return SavedCheckpoint()
 
 
@@ -296,14 +270,14 @@ def load_checkpoint(
             moments = read_tensors(saved.path, saved.files, module, accelerator.device)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
-                f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_hint(folder)}"
+                f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{hint(folder)}"
             ) from None
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
             name, _, what = key.rpartition("/")
             other = name in parameters and what in OF_EACH_WEIGHT and value.shape != parameters[name].shape
             if name not in parameters or other:
-                raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_hint(folder)}")
+                raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{hint(folder)}")
             # The step counter of a fused optimizer is on the parameter's device; others count in Python.
             counted = value.ndim == 0 and not value.is_floating_point()
             optimizer.state[parameters[name]][what] = int(value) if counted else value
@@ -350,7 +324,7 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedChe
         if seal is None or not part.history_fits(seal):
             raise UsageError(f"{part.history.name} is not as it was then")
     if progress.best_hash:
-        _check_best(folder, progress)
+        check_best(folder, progress)
     sizes = {name: seal["bytes"] for name, seal in tree["histories"].items()}
     return SavedCheckpoint(path, progress, sizes, tuple(sorted(tree["files"])))
 
@@ -372,35 +346,8 @@ def _check_files(path: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         if not (path / name).is_file():
             raise UsageError(f"{name} is missing")
-        if _sha256(path / name) != digest:
+        if hash_once(path / name) != digest:
             raise UsageError(f"{name} was changed")
-
-
-def _sha256(file: Path) -> str:
-    """A file's SHA-256, computed once while the file is unchanged: resuming needs it three times, for gigabytes."""
-    now = file.stat()
-    return _sha256_of(file, now.st_ino, now.st_size, now.st_ctime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256_of(file: Path, *_state: int) -> str:
-    return sha256(file)
-
-
-def _check_best(folder: RunFolder, progress: TrainState) -> None:
-    """Check that the best weights are those of the progress, or of a later step, which is taken and saved again."""
-    file = folder.checkpoints / BEST
-    if not file.is_file():
-        raise UsageError(f"{file.name} is missing")
-    if not progress.best_hash or _sha256(file) == progress.best_hash:
-        return
-    try:
-        with safe_open(file, "np") as opened:
-            step = int((opened.metadata() or {})["step"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        step = 0
-    if step <= progress.step:
-        raise UsageError(f"{file.name} was changed")
 
 
 def _progress_of(tree: Mapping[str, Any]) -> TrainState:
@@ -435,7 +382,3 @@ def _steps(folder: RunFolder) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _hint(folder: RunFolder) -> str:
-    return f"; start again with --overwrite, or remove {str(folder.path)!r}"

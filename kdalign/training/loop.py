@@ -30,16 +30,16 @@ from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
 from kdalign.ranks import on_first_rank
 from kdalign.recipe import TrainSettings
-from kdalign.runs.folder import RunFolder, steps_a_row
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.history_rows import steps_a_row
 from kdalign.signals import first_signal
+from kdalign.training.best_weights import load_best, save_best
 from kdalign.training.checkpoint import (
     TrainState,
     checkpoint_name,
     forget_after,
-    load_best,
     load_checkpoint,
     newest_sound,
-    save_best,
     save_checkpoint,
 )
 from kdalign.training.diagnostics import count_step_units, gradient_norms, measure_terms

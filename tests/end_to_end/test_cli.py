@@ -777,7 +777,7 @@ def test_select_best_exports_the_step_that_scored_best_on_held_out_texts(kdalign
     best = max(looks, key=lambda step: (looks[step], -step))
     assert record["training"]["exported_step"] == best
     assert record["training"]["steps"] == 6
-    kept = load_file(tmp_path / "runs/a/checkpoints/best.safetensors")
+    kept = load_file(tmp_path / f"runs/a/checkpoints/best-{best}.safetensors")
     exported = load_file(tmp_path / "runs/a/student/model.safetensors")
     for name, weight in exported.items():
         assert weight.equal(kept[f"student.{name}"]), name

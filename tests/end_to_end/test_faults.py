@@ -299,14 +299,17 @@ def test_a_damaged_row_after_the_checkpoint_is_cut_away(kdalign, killed, runs):
 def test_the_best_weights_so_far_are_checked(selecting, tmp_path, how):
     run = shutil.copytree(selecting, tmp_path / "run")
     assert newest_sound(RunFolder(run)).progress.best_step == 3
-    damage(run / "checkpoints/best.safetensors", ANY[how])
-    with pytest.raises(UsageError, match=r"no sound checkpoint: step-3 \(best\.safetensors"):
+    damage(run / "checkpoints/best-3.safetensors", ANY[how])
+    with pytest.raises(UsageError, match=r"no sound checkpoint: step-3 \(best-3\.safetensors"):
         newest_sound(RunFolder(run))
 
 
 def test_best_weights_of_a_later_step_than_the_checkpoints_are_saved_once_more(selecting, tmp_path):
     run = shutil.copytree(selecting, tmp_path / "run")
-    best = run / "checkpoints/best.safetensors"
+    own = run / "checkpoints/best-3.safetensors"
+    save_file(load_file(own), run / "checkpoints/best-4.safetensors", {"step": "4"})
+    assert newest_sound(RunFolder(run)).progress.step == 3
+    best = own.rename(run / "checkpoints/best.safetensors")  # as an older version kept them
     save_file({name: values + 1 for name, values in load_file(best).items()}, best, {"step": "4"})
     assert newest_sound(RunFolder(run)).progress.step == 3
     save_file(load_file(best), best, {"step": "3"})
@@ -564,7 +567,7 @@ def test_two_processes_that_resume_one_run_train_it_once(killed, runs):
 
 @pytest.mark.slow
 def test_a_long_run_has_fewer_rows_at_its_end_and_resumes_to_the_same_history(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdalign.runs.folder.HISTORY_STEPS", 3)
+    monkeypatch.setattr("kdalign.runs.history_rows.HISTORY_STEPS", 3)
     with pytest.raises(SystemExit):
         distill(recipe.with_changes(out=str(tmp_path / "killed")), Stops(8))
     for out, resume in (("whole", False), ("killed", True)):

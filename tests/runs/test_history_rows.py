@@ -1,6 +1,6 @@
-"""A run's folder."""
+"""Steps that have a row in the history."""
 
-from kdalign.runs.folder import steps_a_row
+from kdalign.runs.history_rows import steps_a_row
 
 
 def test_a_history_has_a_row_for_every_step_at_first_and_for_fewer_later():
