@@ -13,8 +13,8 @@
 #SBATCH --signal=B:TERM@300
 set -euo pipefail
 
-recipe=$1
-out=$2
+recipe=${1:?usage: sbatch slurm.sh RECIPE OUT}
+out=${2:?usage: sbatch slurm.sh RECIPE OUT}
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 # All ranks meet at the first machine, on a port that no other job there has.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -186,7 +186,7 @@ def _forecast(configured: ConfiguredRun, placement: Placement, hardware: Hardwar
         memory = replace(memory, parts={**libraries, **memory.parts}, phases=phases)
     length, sizes = max(1, round(rows.tokens)), _Sizes.of(run, placement)
     teacher_flops, student_flops = _teacher_flops(run, length), _student_flops(run, length)
-    operations = (teacher_flops + student_flops) * rows.batch * rows.tokens / ranks
+    operations = (teacher_flops + student_flops) * -(-round(rows.batch) // ranks) * rows.tokens
     sent, traffic, link = sizes.sent(ranks, rows.steps_of), sizes.traffic(rows.steps_of), _link(hardware, ranks)
     found = Forecast(
         task=run.task.name,
@@ -338,6 +338,9 @@ def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
         notes.append("how long communication takes is unknown: give --bandwidth")
     elif forecast.time.sent and forecast.ranks > GPUS_A_MACHINE and hardware == GPUS.get(hardware.name):
         notes.append(f"{forecast.ranks} ranks are in several machines, each with a network of {NETWORK / 1e9:.0f} GB/s")
+    rows = round(forecast.rows.batch)
+    if forecast.ranks > rows:
+        notes.append(f"a step has {rows} rows: of {forecast.ranks} ranks, {forecast.ranks - rows} have none")
     if forecast.steps is None:
         notes.append("how many steps the run has is unknown: --set train.max_tokens=N or train.max_steps=N")
     notes += ["the student's own texts are left out"] if recipe.on_policy.share else []

@@ -93,6 +93,9 @@ def check_space(ablation: AblationSpec, space: Space) -> None:
         UsageError: the arm, and what is wrong.
     """
     for key, values in space.items():
+        for arm, own in ablation.arms.items():
+            if key in own and (not key.startswith("objective.") or f" {key.rpartition('.')[2]}=" in arm):
+                raise UsageError(f"arm {arm!r} is defined by {key}={own[key]}, which a search would replace")
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             for arm in ablation.arms:
                 if is_searched(ablation, arm, key):

@@ -217,3 +217,11 @@ def test_a_device_that_is_given_by_figures_needs_its_peak_and_memory():
     assert hardware.describe_hardware() is None
     with pytest.raises(UsageError, match="needs --peak-tflops and --memory-gb"):
         hardware.describe_hardware(link=5)
+
+
+def test_a_step_takes_as_long_as_the_rank_with_the_most_rows(recipe_of):
+    batch = recipe_of().train.batch_size
+    alone, uneven, idle = (only(recipe_of(), ranks, DEVICE) for ranks in (batch, batch - 1, 10 * batch))
+    assert alone.time.operations == idle.time.operations
+    assert uneven.time.operations == 2 * alone.time.operations
+    assert any(f"of {10 * batch} ranks, {9 * batch} have none" in note for note in idle.notes)

@@ -423,11 +423,11 @@ def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
         assert not RunFolder(run).started
     assert list(tmp_path.iterdir()) == []
     run.mkdir(parents=True)
-    for left in (".lock", "begun.json", "inputs.json", ".recipe.yaml.7.tmp"):
+    for left in (".lock", "begun.json", "inputs.json", ".recipe.yaml.7.0123abcd.tmp"):
         (run / left).write_text("")
     assert not RunFolder(run).started, "a run that was killed before its recipe was written blocks no other"
     with exclusive(run):
-        assert not (run / ".recipe.yaml.7.tmp").exists(), "nobody writes it any more"
+        assert not (run / ".recipe.yaml.7.0123abcd.tmp").exists(), "nobody writes it any more"
         (run / "recipe.yaml").write_text("")
     assert RunFolder(run).started
 

@@ -88,3 +88,12 @@ def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
         "objective.temperature": ["soft", "align", "joint"],
         "train.lr": ["labels", "soft", "align", "joint"],
     }
+
+
+@pytest.mark.parametrize(
+    ("sweep", "key"), [("train.lr=1e-3,1e-6", "train.lr"), ("objective.alpha=1,2", "objective.alpha")]
+)
+def test_a_key_by_which_an_arm_is_defined_is_not_searched(sweep, key):
+    ablation = build_ablation(None, FLAGS, arms="soft", sweeps=[sweep])
+    with pytest.raises(UsageError, match=rf"is defined by {key}=.*, which a search would replace"):
+        check_space(ablation, {key: (0.5, 0.25)})
