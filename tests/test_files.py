@@ -232,11 +232,11 @@ def test_a_full_log_is_kept_until_the_next_is_full(tmp_path):
 
 
 def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
-    for name in (".a.json.7.ff.tmp", ".b.json.7.ff.tmp", ".hidden", "a.tmp"):
+    for name in (".a.json.7.0123abcd.tmp", ".b.json.7.0123abcd.tmp", ".hidden", ".mine.tmp", "a.tmp"):
         (tmp_path / name).write_text("x")
     (tmp_path / ".step-3.tmp").mkdir()
     remove_drafts(tmp_path, "a.*")
-    assert not (tmp_path / ".a.json.7.ff.tmp").exists()
+    assert not (tmp_path / ".a.json.7.0123abcd.tmp").exists()
     remove_drafts(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".mine.tmp", "a.tmp"]
     remove_drafts(tmp_path / "gone")

@@ -27,7 +27,7 @@ class Answering:
 
     def __init__(self, connection):
         self.connection, self.trial, self.given, self.answers, self.terminated = connection, None, [], [], 0
-        self.process = self
+        self.process, self.told = self, False
 
     def give(self, trial):
         self.trial = trial
@@ -90,3 +90,25 @@ def test_workers_share_the_threads_of_the_machine(monkeypatch, threads, size, ea
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     WorkerPool(size, NullObserver).give("a trial")
     assert given == [each]
+
+
+def test_a_worker_that_was_told_to_stop_is_given_nothing_more(monkeypatch):
+    from multiprocessing import Pipe
+
+    started, theirs = [], []
+
+    def start(*_):
+        ours, other = Pipe()
+        theirs.append(other)
+        started.append(Answering(ours))
+        return started[-1]
+
+    monkeypatch.setattr(_Worker, "start", start)
+    with WorkerPool(1, NullObserver) as pool:
+        pool.give("a")
+        pool.cancel("a")
+        started[0].answers = [""]  # it had ended just before
+        theirs[0].send("ended")
+        assert pool.poll(5) == [("a", "")]
+        pool.give("b")
+        assert [worker.given for worker in started] == [["a"], ["b"]]

@@ -319,7 +319,7 @@ def test_a_refused_server_leaves_no_folder_and_the_corrected_command_makes_it(kd
 
 def test_a_folder_in_which_a_killed_command_had_not_said_what_it_makes_is_free(kdalign, here):
     (here / "out/generation").mkdir(parents=True)
-    for left in ("out/generation/.command.json.7.tmp", "out/.lock"):
+    for left in ("out/generation/.command.json.7.0123abcd.tmp", "out/.lock"):
         (here / left).write_text("{")
     assert kdalign(*words())[0] == 0
     assert kdalign(*words("t", "translation:en-de", "pairs", "fresh"))[0] == 0
