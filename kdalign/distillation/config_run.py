@@ -39,7 +39,7 @@ _MOST_ROWS = 100_000
 
 @dataclass(frozen=True)
 class ConfiguredRun:
-    """Run of which only the configurations were read.
+    """Run whose configurations alone were read.
 
     Attributes:
         run: the run; none of its models needs weights.

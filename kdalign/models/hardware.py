@@ -1,4 +1,4 @@
-"""What a device can do: published figures of common GPUs, or those of this machine, measured."""
+"""Peak figures of devices: published figures of common GPUs, or those of this machine, measured."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one rank's device can do.
+    """Peak rates and memory of one rank's device.
 
     Attributes:
         name: as in ``--device-name``, or a description.

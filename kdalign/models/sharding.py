@@ -124,7 +124,7 @@ def end_forward(model: nn.Module) -> None:
 
 
 def gather_head(head: LMHead) -> LMHead:
-    """Gather a sharded head from all ranks; it stays until nobody reads it."""
+    """Gather a sharded head from all ranks into memory of its own."""
     return replace(head, weight=whole(head.weight), bias=None if head.bias is None else whole(head.bias))
 
 

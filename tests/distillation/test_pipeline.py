@@ -47,6 +47,9 @@ def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tm
             folder.append_history({"kind": event, "step": 1})
         raise kind("it cannot be carried out")
 
+    with pytest.raises(kind), _withdrawn_if_refused(folder, own, True):
+        refuse("finding")
+    assert "recipe.yaml" in files(folder), "a run that is resumed keeps what it has"
     with pytest.raises(kind), _withdrawn_if_refused(folder, own, False):
         refuse("finding")
     assert files(folder) == []

@@ -43,7 +43,9 @@ class Answering:
         self.connection.close()
 
 
-def test_a_free_worker_runs_the_next_trial_and_one_that_died_is_replaced(monkeypatch):
+@pytest.fixture
+def workers(monkeypatch):
+    """Workers that a pool starts, and the other ends of their pipes."""
     from multiprocessing import Pipe
 
     started, theirs = [], []
@@ -55,6 +57,11 @@ def test_a_free_worker_runs_the_next_trial_and_one_that_died_is_replaced(monkeyp
         return started[-1]
 
     monkeypatch.setattr(_Worker, "start", start)
+    return started, theirs
+
+
+def test_a_free_worker_runs_the_next_trial_and_one_that_died_is_replaced(workers):
+    started, theirs = workers
     with WorkerPool(2, NullObserver) as pool:
         pool.give("a")
         pool.give("b")
@@ -92,18 +99,8 @@ def test_workers_share_the_threads_of_the_machine(monkeypatch, threads, size, ea
     assert given == [each]
 
 
-def test_a_worker_that_was_told_to_stop_is_given_nothing_more(monkeypatch):
-    from multiprocessing import Pipe
-
-    started, theirs = [], []
-
-    def start(*_):
-        ours, other = Pipe()
-        theirs.append(other)
-        started.append(Answering(ours))
-        return started[-1]
-
-    monkeypatch.setattr(_Worker, "start", start)
+def test_a_worker_that_was_told_to_stop_is_given_nothing_more(workers):
+    started, theirs = workers
     with WorkerPool(1, NullObserver) as pool:
         pool.give("a")
         pool.cancel("a")
