@@ -198,6 +198,24 @@ def load_any(checkpoint: Checkpoint) -> PreTrainedModel:
     return loaded.model
 
 
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Round a model's weights to a precision, in place, as Transformers does on loading.
+
+    Buffers that are not saved, such as the frequencies of rotary positions, stay as they are: rounded to bfloat16, a
+    frequency is wrong by up to 0.4 %, and an angle by that much of a position that may be in the thousands.
+    """
+    kept = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if name in module._non_persistent_buffers_set
+    ]
+    model.to(dtype=dtype)
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer
+    return model
+
+
 def with_task_head(config: PretrainedConfig, task: ClassificationTask) -> PretrainedConfig:
     """Copy a configuration, with the task's head."""
     tree = config.to_dict()

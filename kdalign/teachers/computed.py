@@ -7,6 +7,7 @@ from kdalign.data.batches import Batch
 from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, vocabulary_head
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.loading import round_weights
 from kdalign.models.sharding import end_forward, gather_head, is_sharded, shard
 from kdalign.models.token_targets import DenseTokens
 from kdalign.teachers.base import TermRequest
@@ -39,7 +40,7 @@ class ComputedTeacher:
         # A family's own attention may mix weights with positions in float32: its products are rounded instead.
         self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
-        self.model = enable_capture(model).to(dtype=weights).eval().requires_grad_(False)
+        self.model = round_weights(enable_capture(model), weights).eval().requires_grad_(False)
         self.model = shard(self.model, device) if sharded else self.model.to(device)
         self._order = order
 

@@ -13,8 +13,9 @@ from kdalign.objective.terms.registry import TERMS
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe.terms import TERM_FACTS
+from kdalign.teachers.computed import ComputedTeacher
 from support.classifier_setting import Setting as ClassifierSetting
-from support.family_setting import EVERY, Setting
+from support.family_setting import EVERY, Setting, model
 from support.terms import NONE
 
 OF_LAYERS = ("hidden", "attention", "queries", "keys", "values", "embeddings")
@@ -128,3 +129,20 @@ def test_no_shipped_term_that_is_said_to_compare_layers_reads_answers():
             assert not term.needs & ANSWERS, name
             seen.add(name.partition(" ")[0])
     assert seen == {name for name, facts in TERM_FACTS.items() if facts.compares == "layers"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox", "modernbert"])
+def test_a_rounded_teacher_is_the_one_that_transformers_loads_at_that_precision(kind, tmp_path):
+    net = model(kind)
+    net.save_pretrained(tmp_path)
+    expected = type(net).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    rounded = ComputedTeacher(net, None, torch.bfloat16, torch.device("cpu")).model
+    for ours, theirs in ((rounded.named_parameters(), expected.named_parameters()),
+                         (rounded.named_buffers(), expected.named_buffers())):  # fmt: skip
+        ours, theirs = dict(ours), dict(theirs)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            # Gemma's scale of embeddings is rounded where it is read.
+            torch.testing.assert_close(ours[name].to(tensor.dtype), tensor, rtol=0, atol=0, msg=name)
+    frequencies = {name: buffer for name, buffer in rounded.named_buffers() if name.endswith("inv_freq")}
+    assert {buffer.dtype for buffer in frequencies.values()} == {torch.float32}
