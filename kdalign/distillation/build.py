@@ -35,7 +35,7 @@ from kdalign.models.architecture import vocabulary_size
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
 from kdalign.models.sampling import Sampling
-from kdalign.models.sharding import is_sharded, shard
+from kdalign.models.sharding import is_sharded, shard, shard_from_first_rank
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
@@ -73,7 +73,8 @@ def build_task(
     model = student.freeze(loaded.student, recipe.train.freeze)
     computed = computed_teacher(loaded, accelerator)
     if shards(recipe):
-        shard(model, accelerator.device)
+        share = shard_from_first_rank if run.loads_in_shards else shard
+        share(model, accelerator.device)
         observer.announce(f"sharding: {accelerator.num_processes} ranks share the student's weights")
     plan = None
     if computed is not None:

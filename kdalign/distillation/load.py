@@ -1,6 +1,7 @@
 """Load the teacher and the student of a run, or build the student, and measure both."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from kdalign.data.batches import teacher_inputs
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.distillation.checks import Finding, needs_finetuning
+from kdalign.distillation.checks import Finding, needs_finetuning, shards
 from kdalign.distillation.costs import ForwardCosts, measure_costs
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, keep_samples, score_teachers
@@ -21,8 +22,10 @@ from kdalign.evaluation.samples import Prompt, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.loading import without_storage
 from kdalign.models.student_source import CutStudent, StudentInputs
 from kdalign.observer import Observer
+from kdalign.ranks import on_every_rank
 from kdalign.recipe import Recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.finetuning import FinetuneJob
@@ -87,19 +90,23 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
     # The teacher is scored in float32, before it may be rounded for speed.
     if any(needs_finetuning(adapter, teacher) for teacher in run.teachers):
         watch.begin("fine-tuning the teacher")
-    teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
+    in_shards = shards(recipe) and run.loads_in_shards
+    student_model = None
+    if in_shards:
+        teachers, student_model = _load_in_shards(opened, accelerator, observer)
+    else:
+        teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
     watch.begin("scoring the teacher")
     said = score_teachers(opened, teachers, accelerator.device) if teachers else TeacherAnswers()
     for finding in said.findings:
         observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
     watch.begin("loading")
-    taught = teachers[0] if teachers else None
-    big = taught.model if taught is not None else None
-    student_model = load_student(run, tokenizer, big, texts.train)
-    student_model.to(accelerator.device)
+    if student_model is None:
+        student_model = load_student(run, tokenizer, teachers[0].model if teachers else None, texts.train)
+        student_model.to(accelerator.device)
     models = [*(each.model for each in teachers), student_model]
     watch.begin("measuring speed")
-    costs = measure_costs(models, wanted=recipe.train.profile and main)
+    costs = measure_costs(models, wanted=recipe.train.profile and main and not in_shards)
     read = [f"the teacher's answers on {said.read} splits"] * bool(said.read) + ["FLOPs and latency"] * costs.known
     if read:
         observer.announce(f"from kdalign's cache: {', '.join(read)}")
@@ -126,6 +133,26 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         findings=said.findings,
         watch=watch,
     )
+
+
+def _load_in_shards(
+    opened: OpenedRun, accelerator: Accelerator, observer: Observer
+) -> tuple[tuple[LoadedTeacher, ...], PreTrainedModel]:
+    """Load the models on the first rank and their shapes on the others, and share out the teachers.
+
+    The student is not shared yet: the first rank has it in its host's memory until it is trained.
+    """
+    run, found = opened.run, list[tuple[tuple[LoadedTeacher, ...], PreTrainedModel]]()
+
+    def load_here() -> None:
+        with nullcontext() if accelerator.is_main_process else without_storage():
+            teachers = load_teachers(run, opened.recipe, accelerator, opened.bf16, observer)
+            big = teachers[0].model if teachers else None
+            found.append((teachers, load_student(run, opened.tokenizer, big, opened.texts.train)))
+
+    on_every_rank(load_here)
+    [(teachers, student_model)] = found
+    return tuple(teacher.shared(accelerator.device) for teacher in teachers), student_model
 
 
 def _sample_teacher(

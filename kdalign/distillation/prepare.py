@@ -43,7 +43,7 @@ from kdalign.models.architecture import Architecture, describe, join_teachers, l
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.recomputation import check_recomputation
 from kdalign.models.student import freeze
-from kdalign.models.student_source import StudentOptions, StudentSource, find_student
+from kdalign.models.student_source import CutStudent, StudentOptions, StudentSource, find_student
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
@@ -100,6 +100,17 @@ class PreparedRun:
     def finetunes(self) -> bool:
         """True if a teacher must first be fine-tuned."""
         return any(needs_finetuning(self.adapter, teacher) for teacher in self.teachers)
+
+    @property
+    def loads_in_shards(self) -> bool:
+        """True if, with several ranks, each loads only its share of both models.
+
+        Each rank loads all of them where a teacher runs on its own before they are shared: it is fine-tuned first,
+        fills a cache, or has its parts measured for a narrower student.
+        """
+        recipe, narrows = self.recipe, isinstance(self.student, CutStudent) and self.student.runs_teacher
+        alone = self.finetunes or narrows or recipe.cache.folder is not None
+        return recipe.train.sharding != "none" and not recipe.multi_task.together and not alone
 
     @property
     def an_epoch(self) -> int:

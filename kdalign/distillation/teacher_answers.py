@@ -6,7 +6,7 @@ ablation, and a second run, ask each model once. Ranks share what is computed; t
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.evaluation.samples import Prompt, continue_prompts, decode_samples, sample_settings
 from kdalign.metrics.arrays import Array
 from kdalign.models.mixtures import Mixing
+from kdalign.models.sharding import shapes_of, shard_from_first_rank
 from kdalign.ranks import on_first_rank
 from kdalign.result_cache import Arrays, find_result
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
@@ -44,11 +45,18 @@ class LoadedTeacher:
         model: the model.
         head: origin of its head.
         weights: fingerprint of its weights, after fine-tuning.
+        shapes: the model without storage, if it is sharded, by which it is sharded at another precision.
     """
 
     model: PreTrainedModel
     head: str
     weights: str
+    shapes: PreTrainedModel | None = None
+
+    def shared(self, device: torch.device) -> "LoadedTeacher":
+        """Share the model out, which the first rank has whole and the others as shapes."""
+        shapes = shapes_of(self.model.requires_grad_(False))
+        return replace(self, model=shard_from_first_rank(self.model, device), shapes=shapes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Choose the source of a run's teacher: weights in memory, a cache, or a server."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -20,15 +21,20 @@ from kdalign.teachers.several import SeveralTeachers
 
 
 def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> ComputedTeacher | SeveralTeachers | None:
-    """Return the teachers whose weights are loaded, at the precision of training; None without a teacher."""
+    """Bring the teachers whose weights are loaded to the precision of training; None without a teacher."""
     run, rounded = loaded.opened.run, product_dtype(loaded.opened) or torch.float32
-    models = [teacher.model for teacher in loaded.teachers]
     # Ranks that fill a cache read other rows, one more than another.
     sharded = shards(run.recipe) and run.recipe.cache.folder is None
     computed = [
-        ComputedTeacher(model, run.adapter.output_order(model), rounded, accelerator.device, sharded)
-        for model in models
+        ComputedTeacher(
+            teacher.model, run.adapter.output_order(teacher.model), rounded, accelerator.device, sharded, teacher.shapes
+        )
+        for teacher in loaded.teachers
     ]
+    loaded.teachers = tuple(
+        replace(teacher, model=brought.model, shapes=None)
+        for teacher, brought in zip(loaded.teachers, computed, strict=True)
+    )
     if len(computed) > 1:
         return SeveralTeachers(tuple(computed), mixing_of(run.recipe))
     return computed[0] if computed else None

@@ -1,6 +1,8 @@
 """Load checkpoints from the hub or a folder: safetensors only, no remote code."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,11 +18,23 @@ from kdalign.errors import UsageError, library_errors
 from kdalign.models.architecture import (
     attention_of,
     layout_of,
+    meta_model,
 )
 from kdalign.models.checkpoint_files import SOUND_NAME, Checkpoint, describe_config, is_local, quiet_transformers
 from kdalign.models.gguf_files import load_gguf_model
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of
 from kdalign.models.weight_checks import LoadReport, check_complete, check_finite, check_numbers
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Inside, checkpoints are loaded and models are built as shapes alone, on the meta device: no tensor is read."""
+    with torch.device("meta"):
+        yield
+
+
+def _stores_nothing() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 def check_head(checkpoint: Checkpoint, task: ClassificationTask) -> None:
@@ -143,6 +157,7 @@ def _load(
     device: str | None = None,
 ) -> LoadReport:
     """Load a checkpoint's model in float32, missing weights drawn by the seed. On the meta device no tensor is read."""
+    device = "meta" if _stores_nothing() else device
     place = {} if device is None else {"device_map": device}
     with (
         library_errors(f"cannot load the weights of {checkpoint.name!r}"),
@@ -169,6 +184,8 @@ def _load(
 
 def _load_gguf(checkpoint: Checkpoint) -> PreTrainedModel:
     assert checkpoint.gguf_file is not None
+    if _stores_nothing():
+        return meta_model(checkpoint.config, head=LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     with library_errors(f"cannot load the weights of {checkpoint.name!r}"), quiet_transformers():
         return load_gguf_model(checkpoint.gguf_file, auto, checkpoint.config, attention_of(checkpoint.config))

@@ -9,8 +9,9 @@ its weights as they do without sharding.
 Every forward of a sharded model is one of all ranks, which must run it equally often.
 """
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -39,23 +40,28 @@ def check_sharding() -> None:
         raise UsageError(f"train.sharding=fsdp2 needs torch 2.13 or newer (found: {torch.__version__})")
 
 
-def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def shard(
+    model: PreTrainedModel, device: torch.device, fill: Callable[[Tensor], Tensor] | None = None
+) -> PreTrainedModel:
     """Shard a model in place over all ranks.
+
+    No more of it is on a device at a time than the rank's own rows and one layer, or what is in no layer.
 
     Args:
         model: the same on every rank, on any device; parameters that are trained have one type.
         device: the rank's device, to which its rows are moved.
+        fill: gives the whole of a parameter or buffer on the device, for a model that a rank has as shapes alone; every
+            rank calls it for the same tensors.
     """
     # Of outputs that are views. Nothing changes an output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # a transposed one has no rows to share
+    fill = fill or (lambda tensor: tensor.to(device))
     if device.type == "cpu":
         map_buffers()
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh, filled = init_device_mesh(device.type, (dist.get_world_size(),)), set[nn.Module]()
     for layer in dict.fromkeys(blocks(model).values()):
-        fully_shard(layer.to(device), mesh=mesh)
-    fully_shard(model.to(device), mesh=mesh)
+        fully_shard(_fill(layer, fill, filled), mesh=mesh)
+    fully_shard(_fill(model, fill, filled), mesh=mesh)
     # Else whatever ran first, such as a model's body alone, would count as the whole.
     _parts(model)[0]._get_fsdp_state()._lazy_init()
     for part in _parts(model):  # memory that is first used in inference mode could not be used outside
@@ -63,6 +69,62 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         part.reshard()
     trim_heap()  # which held the whole model
     return model
+
+
+def shard_from_first_rank(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Shard a model in place that the first rank has in its host's memory, and the others as shapes alone."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        sent = tensor if dist.get_rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype)
+        sent = sent.contiguous().to(device)
+        if sent.numel():
+            dist.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # of all types, of which gloo knows a few
+        return sent
+
+    return shard(model, device, fill)
+
+
+def shard_as(shapes: PreTrainedModel, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Shard shapes of a model in place, each filled with the weights of that model, sharded, at the shapes' types."""
+    source = dict(_named_tensors(model))
+    names = {id(tensor): name for name, tensor in _named_tensors(shapes)}
+
+    def fill(tensor: Tensor) -> Tensor:
+        return whole(source[names[id(tensor)]]).to(device, tensor.dtype, copy=True)
+
+    return shard(shapes, device, fill)
+
+
+def shapes_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model without its storage, onto the meta device."""
+    shapes: dict[int, Any] = {}
+    for _, tensor in _named_tensors(model):
+        shape = tensor.detach().to("meta")
+        shapes[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
+    return copy.deepcopy(model, shapes)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _fill(part: nn.Module, fill: Callable[[Tensor], Tensor], filled: set[nn.Module]) -> nn.Module:
+    """Replace parameters and buffers by what fills them, those that modules share once; modules are filled once."""
+    known: dict[Tensor, Tensor] = {}
+    for module in part.modules():
+        own: tuple[dict[str, Any], ...] = () if module in filled else (module._parameters, module._buffers)
+        for kept in own:
+            for name, tensor in kept.items():
+                if tensor is None:
+                    continue
+                if tensor not in known:
+                    whole_one = fill(tensor).detach().contiguous()  # a transposed one has no rows to share
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    known[tensor] = nn.Parameter(whole_one, tensor.requires_grad) if is_parameter else whole_one
+                kept[name] = known[tensor]
+    filled.update(part.modules())
+    return part
 
 
 def is_sharded(model: nn.Module) -> bool:

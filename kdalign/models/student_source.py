@@ -120,6 +120,11 @@ class CutStudent:
         """True if its layers start from random weights."""
         return self.copied is None or (self.spec.narrows and self.narrow_by == "random")
 
+    @property
+    def runs_teacher(self) -> bool:
+        """True if the teacher reads texts to choose the parts that a narrower student keeps."""
+        return self.copied is not None and self.spec.narrows
+
     def tokenizers(self) -> TokenizerPair:
         """Load the student's and the teacher's tokenizer.
 

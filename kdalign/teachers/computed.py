@@ -8,7 +8,7 @@ from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, vocabulary_head
 from kdalign.models.layouts import AttentionLayout
 from kdalign.models.loading import round_weights
-from kdalign.models.sharding import end_forward, gather_head, is_sharded, shard
+from kdalign.models.sharding import end_forward, gather_head, is_sharded, shard, shard_as
 from kdalign.models.token_targets import DenseTokens
 from kdalign.teachers.base import TermRequest
 
@@ -27,6 +27,7 @@ class ComputedTeacher:
         dtype: torch.dtype,
         device: torch.device,
         sharded: bool = False,
+        shapes: PreTrainedModel | None = None,
     ) -> None:
         """Freeze the model, and move it to its device and precision.
 
@@ -36,12 +37,17 @@ class ComputedTeacher:
             dtype: precision of its matrix products.
             device: device of training.
             sharded: keep a part of it on each rank; then every rank must call it equally often.
+            shapes: the model without storage, if it is sharded already: a copy is sharded at the precision.
         """
         # A family's own attention may mix weights with positions in float32: its products are rounded instead.
         self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
-        self.model = round_weights(enable_capture(model), weights).eval().requires_grad_(False)
-        self.model = shard(self.model, device) if sharded else self.model.to(device)
+        given = model if shapes is None else shapes
+        self.model = round_weights(enable_capture(given), weights).eval().requires_grad_(False)
+        if shapes is not None:
+            self.model = shard_as(self.model, model, device)
+        else:
+            self.model = shard(self.model, device) if sharded else self.model.to(device)
         self._order = order
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:

@@ -5,9 +5,23 @@ import copy
 import pytest
 import torch
 
+from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
 from kdalign.devices import make_accelerator
-from kdalign.models.sharding import gathered_whole, has_shards, make_whole, shard
+from kdalign.models.architecture import accepted_inputs, layout_of
+from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.layouts import AttentionLayout
+from kdalign.models.loading import load_any, round_weights, without_storage
+from kdalign.models.sharding import (
+    gathered_whole,
+    has_shards,
+    local,
+    make_whole,
+    shapes_of,
+    shard,
+    shard_as,
+    shard_from_first_rank,
+)
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
 from kdalign.teachers.computed import ComputedTeacher
@@ -15,7 +29,7 @@ from kdalign.training.checkpoint import TrainState, load_checkpoint, newest_soun
 from kdalign.training.diagnostics import StepViewer
 from kdalign.training.optimizer import make_optimizer
 from kdalign.training.step import Stepper
-from support.family_setting import Setting
+from support.family_setting import KINDS, Setting, encoded, model
 from support.ranks import on_ranks
 
 SETTINGS = TrainSettings(clip=0.5, lr=1e-2, device="cpu", precision="fp32")
@@ -78,3 +92,44 @@ def test_two_ranks_take_the_steps_of_one_and_one_goes_on_from_their_checkpoint(k
         list(take_steps(setting, own, accelerator, [2])) for setting, own in ((resumed, fresh), (alone, optimizer))
     )
     assert third == pytest.approx(expected_third, rel=1e-5)
+
+
+def load_shared(folder, kinds):
+    """On each of two ranks: families whose weights the first one loads, at two precisions, against whole models."""
+    accelerator = make_accelerator("cpu")
+    for kind in kinds:
+        checkpoint = find_checkpoint(str(folder / kind))
+        if accelerator.is_main_process:
+            loaded = load_any(checkpoint)
+        else:
+            with without_storage():
+                loaded = load_any(checkpoint)
+            assert all(each.is_meta for each in (*loaded.parameters(), *loaded.buffers()))
+        shapes = shapes_of(loaded.eval())
+        sharded = shard_from_first_rank(loaded, accelerator.device)
+        own_attention = layout_of(loaded.config).attention is not AttentionLayout.INTERFACE
+        dtype = torch.float32 if own_attention else torch.bfloat16  # as a teacher is rounded
+        rounded = shard_as(round_weights(shapes, dtype), sharded, accelerator.device)
+        expected = load_any(checkpoint).eval()
+        inputs = accepted_inputs(expected, collate(encoded(kind), range(4)).inputs)
+        for made in (sharded, rounded):
+            rows = [local(each).numel() for each in made.parameters()]
+            assert sum(rows) < 0.6 * sum(each.numel() for each in expected.parameters()), "each rank has its own"
+            tied = made.get_output_embeddings().weight is made.get_input_embeddings().weight
+            assert tied == (expected.get_output_embeddings().weight is expected.get_input_embeddings().weight)
+            assert {str(each.device) for each in made.buffers()} <= {"cpu"}
+            with torch.no_grad():
+                torch.testing.assert_close(made(**inputs).logits, expected(**inputs).logits, rtol=0, atol=0, msg=kind)
+            round_weights(expected, dtype)
+    return True
+
+
+FIRST = ["llama", "t5"]
+OTHERS = [kind for kind in KINDS if kind not in FIRST]
+
+
+@pytest.mark.parametrize("kinds", [FIRST, pytest.param(OTHERS, marks=pytest.mark.slow)])
+def test_a_model_that_one_rank_loads_is_shared_out_and_rounded_bit_for_bit(kinds, tmp_path):
+    for kind in kinds:
+        model(kind).save_pretrained(tmp_path / kind)
+    assert on_ranks(2, load_shared, tmp_path, kinds)
