@@ -34,7 +34,7 @@ from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import sentence_modules
-from kdalign.models.sharding import make_whole
+from kdalign.models.sharding import is_sharded, load_on_first_rank, make_whole, shard_from_first_rank
 from kdalign.observer import Observer
 from kdalign.ranks import on_first_rank
 from kdalign.runs.folder import RunFolder
@@ -90,14 +90,15 @@ def export_student(
         RunError: the student could not be scored.
     """
     run, folder, learner = loaded.opened.run, loaded.opened.run.folder, task.learner
-    options, watch = options or ExportOptions(), loaded.watch
+    options, watch, device = options or ExportOptions(), loaded.watch, accelerator.device
     watch.begin("exporting")
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attention = _attention_to_layers(loaded, task, accelerator, observer)
     make_whole(learner.student, keep=accelerator.is_main_process)
     checkpoint = on_first_rank(partial(_write_student, loaded, learner, options.export))
-    exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+    load, shared = partial(run.adapter.load_model, checkpoint, fresh_head=False, seed=0), is_sharded(learner.student)
+    exported = shard_from_first_rank(load_on_first_rank(load), device) if shared else load().to(device)
     watch.begin("scoring the student")
     scores = score_exported(loaded, exported)
     watch.begin("writing samples")
@@ -107,9 +108,9 @@ def export_student(
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
         training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
         record = build_record(loaded, checkpoint, exported, scores, training)
-        record = replace(record, environment=environment(accelerator.device), samples=samples)
-        memory = _memory_facts(run, accelerator.device)
-        record = replace(record, seconds=watch.total, phases=watch.phases, memory=memory)
+        memory = _memory_facts(run, device)
+        record = replace(record, environment=environment(device), samples=samples, memory=memory)
+        record = replace(record, seconds=watch.total, phases=watch.phases)
         try:
             write_text(folder.student / CARD, model_card(record, folder.path))
         except UsageError as error:  # it can be made later; the training cannot

@@ -338,6 +338,9 @@ def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
         notes.append("how long communication takes is unknown: give --bandwidth")
     elif forecast.time.sent and forecast.ranks > GPUS_A_MACHINE and hardware == GPUS.get(hardware.name):
         notes.append(f"{forecast.ranks} ranks are in several machines, each with a network of {NETWORK / 1e9:.0f} GB/s")
+    if forecast.sharding != "none" and configured.run.loads_in_shards:
+        whole = 4 * (sum(forecast.teachers.values()) + forecast.student[1])
+        notes.append(f"while it loads, the machine of the first rank holds both models whole: {size_text(whole)}")
     rows = round(forecast.rows.batch)
     if forecast.ranks > rows:
         notes.append(f"a step has {rows} rows: of {forecast.ranks} ranks, {forecast.ranks - rows} have none")

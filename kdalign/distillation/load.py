@@ -1,7 +1,6 @@
 """Load the teacher and the student of a run, or build the student, and measure both."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +21,9 @@ from kdalign.evaluation.samples import Prompt, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.loading import without_storage
+from kdalign.models.sharding import load_on_first_rank
 from kdalign.models.student_source import CutStudent, StudentInputs
 from kdalign.observer import Observer
-from kdalign.ranks import on_every_rank
 from kdalign.recipe import Recipe
 from kdalign.stopwatch import Stopwatch
 from kdalign.training.finetuning import FinetuneJob
@@ -142,16 +140,14 @@ def _load_in_shards(
 
     The student is not shared yet: the first rank has it in its host's memory until it is trained.
     """
-    run, found = opened.run, list[tuple[tuple[LoadedTeacher, ...], PreTrainedModel]]()
+    run = opened.run
 
-    def load_here() -> None:
-        with nullcontext() if accelerator.is_main_process else without_storage():
-            teachers = load_teachers(run, opened.recipe, accelerator, opened.bf16, observer)
-            big = teachers[0].model if teachers else None
-            found.append((teachers, load_student(run, opened.tokenizer, big, opened.texts.train)))
+    def load_both() -> tuple[tuple[LoadedTeacher, ...], PreTrainedModel]:
+        teachers = load_teachers(run, opened.recipe, accelerator, opened.bf16, observer)
+        big = teachers[0].model if teachers else None
+        return teachers, load_student(run, opened.tokenizer, big, opened.texts.train)
 
-    on_every_rank(load_here)
-    [(teachers, student_model)] = found
+    teachers, student_model = load_on_first_rank(load_both)
     return tuple(teacher.shared(accelerator.device) for teacher in teachers), student_model
 
 

@@ -167,8 +167,12 @@ def _phases(
     # While a teacher is rounded, its file may still be mapped into memory.
     mapped = rounded if placement.bf16 and placement.device.type == "cpu" else 0
     gathered = {MemoryPart.GATHERED: gathered_bytes(ours, 4).in_forward if shards > 1 else 0}
+    loading = {MemoryPart.STUDENT: weights, MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped}
+    if shards > 1 and run.loads_in_shards and placement.device.type != "cpu":  # the first rank's CPU has both whole
+        largest = max((each.in_forward for each in _gathered_of(teachers, 4)), default=0)  # while it is scored
+        loading = {MemoryPart.TEACHER: (exact + rounded) // shards, MemoryPart.GATHERED: largest}
     phases = {
-        "loading": {MemoryPart.STUDENT: weights, MemoryPart.TEACHER: exact, MemoryPart.MAPPED: mapped},
+        "loading": loading,
         "training": held | step.parts,
         "the optimizer's step": held | gradients,
         "monitoring": held | gradients | gathered | {MemoryPart.ACTIVATIONS: step.scoring},
@@ -346,11 +350,16 @@ def _gathering(
     """Count the sharded weights that a step gathers; None if each rank holds them all."""
     if not placement.shards(recipe):
         return None
-    theirs = [gathered_bytes(each.model, each.model.dtype.itemsize) for each in teachers]
+    theirs = _gathered_of(teachers)
     of_teachers = GatheredBytes(sum(each.outside for each in theirs), max((each.layer for each in theirs), default=0))
     outputs = [each.model.get_output_embeddings() for each in teachers]
     heads = sum(output.weight.nbytes for output in outputs if output is not None)
     return Gathering(placement.ranks, gathered_bytes(ours, 4), of_teachers, heads)
+
+
+def _gathered_of(teachers: Sequence[ComputedTeacher], size: int | None = None) -> list[GatheredBytes]:
+    """Count what is gathered of each teacher, at its own precision or with ``size`` bytes a weight."""
+    return [gathered_bytes(each.model, size or each.model.dtype.itemsize) for each in teachers]
 
 
 def micro_batch_rows(recipe: Recipe, length: int, n: int, ranks: int = 1) -> tuple[int, bool]:

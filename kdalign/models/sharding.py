@@ -12,9 +12,9 @@ Every forward of a sharded model is one of all ranks, which must run it equally 
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,10 @@ from kdalign.environment import map_buffers, trim_heap
 from kdalign.errors import UsageError
 from kdalign.models.architecture import blocks
 from kdalign.models.lm_head import LMHead
+from kdalign.models.loading import without_storage
+from kdalign.ranks import on_every_rank
+
+_Loaded = TypeVar("_Loaded")
 
 
 def check_sharding() -> None:
@@ -71,8 +75,24 @@ def shard(
     return model
 
 
+def load_on_first_rank(load: Callable[[], _Loaded]) -> _Loaded:
+    """Load models whole on the first rank, and as shapes alone on the others.
+
+    Raises:
+        UsageError: what cannot be loaded, on every rank.
+    """
+    found = list[_Loaded]()
+
+    def load_here() -> None:
+        with nullcontext() if dist.get_rank() == 0 else without_storage():
+            found.append(load())
+
+    on_every_rank(load_here)
+    return found[0]
+
+
 def shard_from_first_rank(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Shard a model in place that the first rank has in its host's memory, and the others as shapes alone."""
+    """Shard a model in place that ``load_on_first_rank`` has loaded."""
 
     def fill(tensor: Tensor) -> Tensor:
         sent = tensor if dist.get_rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype)

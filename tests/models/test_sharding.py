@@ -1,6 +1,7 @@
 """Two processes that share a tiny student and its teacher, forked, so that nothing is imported again."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from kdalign.devices import make_accelerator
 from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.layouts import AttentionLayout
-from kdalign.models.loading import load_any, round_weights, without_storage
+from kdalign.models.loading import load_any, round_weights
 from kdalign.models.sharding import (
     gathered_whole,
     has_shards,
+    load_on_first_rank,
     local,
     make_whole,
     shapes_of,
@@ -99,11 +101,8 @@ def load_shared(folder, kinds):
     accelerator = make_accelerator("cpu")
     for kind in kinds:
         checkpoint = find_checkpoint(str(folder / kind))
-        if accelerator.is_main_process:
-            loaded = load_any(checkpoint)
-        else:
-            with without_storage():
-                loaded = load_any(checkpoint)
+        loaded = load_on_first_rank(partial(load_any, checkpoint))
+        if not accelerator.is_main_process:
             assert all(each.is_meta for each in (*loaded.parameters(), *loaded.buffers()))
         shapes = shapes_of(loaded.eval())
         sharded = shard_from_first_rank(loaded, accelerator.device)
