@@ -108,9 +108,9 @@ class PreparedRun:
         Each rank loads all of them where a teacher runs on its own before they are shared: it is fine-tuned first,
         fills a cache, or has its parts measured for a narrower student.
         """
-        recipe, narrows = self.recipe, isinstance(self.student, CutStudent) and self.student.runs_teacher
-        alone = self.finetunes or narrows or recipe.cache.folder is not None
-        return recipe.train.sharding != "none" and not recipe.multi_task.together and not alone
+        narrows = isinstance(self.student, CutStudent) and self.student.runs_teacher
+        alone = self.finetunes or narrows or self.recipe.cache.folder is not None
+        return self.recipe.train.sharding != "none" and not alone
 
     @property
     def an_epoch(self) -> int:

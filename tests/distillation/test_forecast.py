@@ -125,6 +125,29 @@ def test_ranks_hold_all_or_their_share(recipe_of):
     assert sharded.phases["monitoring"][MemoryPart.GATHERED] == 4 * (OUTSIDE + 2 * LAYER)
 
 
+def loading(recipe, ranks):
+    """What a rank holds while models load, without libraries."""
+    found = only(recipe, ranks, DEVICE)
+    parts = {part: size for part, size in found.memory.phases["loading"].items() if size}
+    assert parts.pop(MemoryPart.BASE) == LIBRARIES_ON_GPU
+    [whole] = [note for note in found.notes if "first rank" in note] or [None]
+    return parts, whole
+
+
+def test_ranks_load_their_share_of_both_models_unless_the_teacher_first_runs_by_itself(recipe_of, tmp_path):
+    whole = {MemoryPart.STUDENT: 4 * STUDENT, MemoryPart.TEACHER: 4 * TEACHER}
+    assert loading(recipe_of(), 2) == (whole, None)
+    shared = recipe_of(train__sharding="fsdp2")
+    assert loading(shared, 1) == (whole, None)
+    parts, note = loading(shared, 2)
+    # Scored in float32, then there for a moment in bfloat16, too; gathered are what is in no layer and two layers.
+    share = {MemoryPart.TEACHER: (4 + 2) * TEACHER // 2, MemoryPart.GATHERED: 4 * (OUTSIDE + 2 * LAYER)}
+    assert (parts, note is not None) == (share, True)
+    for alone in ({"cache__folder": str(tmp_path / "cache")}, {"student": f"layers={LAYERS},width=16"}):
+        parts, note = loading(recipe_of(train__sharding="fsdp2", **alone), 2)
+        assert (parts[MemoryPart.TEACHER], note) == (4 * TEACHER, None)
+
+
 def test_a_run_that_does_not_fit_is_said_so(recipe_of):
     assert only(recipe_of(), 1, DEVICE).fits
     assert not only(recipe_of(), 1, replace(DEVICE, memory=LIBRARIES_ON_GPU)).fits
