@@ -134,17 +134,15 @@ def loading(recipe, ranks):
     return parts, whole
 
 
+@pytest.mark.slow
 def test_ranks_load_their_share_of_both_models_unless_the_teacher_first_runs_by_itself(recipe_of, tmp_path):
-    whole = {MemoryPart.STUDENT: 4 * STUDENT, MemoryPart.TEACHER: 4 * TEACHER}
-    assert loading(recipe_of(), 2) == (whole, None)
-    shared = recipe_of(train__sharding="fsdp2")
-    assert loading(shared, 1) == (whole, None)
-    parts, note = loading(shared, 2)
+    parts, note = loading(recipe_of(train__sharding="fsdp2"), 2)
     # Scored in float32, then there for a moment in bfloat16, too; gathered are what is in no layer and two layers.
     share = {MemoryPart.TEACHER: (4 + 2) * TEACHER // 2, MemoryPart.GATHERED: 4 * (OUTSIDE + 2 * LAYER)}
     assert (parts, note is not None) == (share, True)
-    for alone in ({"cache__folder": str(tmp_path / "cache")}, {"student": f"layers={LAYERS},width=16"}):
-        parts, note = loading(recipe_of(train__sharding="fsdp2", **alone), 2)
+    narrower = {"student": f"layers={LAYERS},width=16"}
+    for alone, ranks in (({}, 1), ({"cache__folder": str(tmp_path / "cache")}, 2), (narrower, 2)):
+        parts, note = loading(recipe_of(train__sharding="fsdp2", **alone), ranks)
         assert (parts[MemoryPart.TEACHER], note) == (4 * TEACHER, None)
 
 
