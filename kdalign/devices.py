@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import InitProcessGroupKwargs, LoggerType
 
 from kdalign.environment import keep_heap
 from kdalign.errors import UsageError, unknown
@@ -62,6 +63,13 @@ def _check_launcher() -> None:
             )
 
 
+LONGEST_WAIT = timedelta(days=1)
+"""How long a rank waits for another: the first one alone reads weights, asks servers, scores texts and writes files.
+
+By torch's own limit (NCCL's is ten minutes) the others would end the run; that a process has ended shows without it.
+"""
+
+
 def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
     """Make the accelerator for a device (``auto``, ``cpu``, ``cuda``, ``mps``).
 
@@ -76,6 +84,7 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
         # Explicit, because accelerate's environment variables would otherwise divide the loss or wrap the forward.
         mixed_precision="no",
         gradient_accumulation_steps=1,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         log_with=list(trackers) or None,
         project_dir=str(folder) if folder else None,
     )

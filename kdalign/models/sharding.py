@@ -95,8 +95,8 @@ def shard_from_first_rank(model: PreTrainedModel, device: torch.device) -> PreTr
     """Shard a model in place that ``load_on_first_rank`` has loaded."""
 
     def fill(tensor: Tensor) -> Tensor:
-        sent = tensor if dist.get_rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype)
-        sent = sent.contiguous().to(device)
+        first, shape = dist.get_rank() == 0, tensor.shape
+        sent = tensor.to(device).contiguous() if first else torch.empty(shape, dtype=tensor.dtype, device=device)
         if sent.numel():
             dist.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # of all types, of which gloo knows a few
         return sent
