@@ -327,7 +327,7 @@ def _link(hardware: Hardware, ranks: int) -> float | None:
 def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
     """List what stands in for something, what was assumed, and what is left out."""
     recipe, hardware, notes = configured.run.recipe, forecast.hardware, [*configured.stand_ins]
-    notes += [f"memory: {forecast.memory.missing}"] if forecast.memory.missing else []
+    notes += [f"the memory is rough: {forecast.memory.missing}"] if forecast.memory.missing else []
     if hardware.accelerator:
         notes.append(
             f"libraries on the GPU: {size_text(LIBRARIES_ON_GPU)} are assumed; tensors are counted as on a CPU"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from kdalign.distillation import memory
 from kdalign.distillation.forecast import LIBRARIES_ON_GPU, forecast
 from kdalign.errors import UsageError
 from kdalign.models import hardware
@@ -100,6 +101,31 @@ def test_ranks_send_gradients_once_or_gather_weights_in_every_micro_batch(recipe
     assert (sharded.rows.micro_batch, sharded.rows.steps_of) == (1, 2)
     gathered = 4 * OUTSIDE + 2 * 4 * LAYERS * LAYER + 2 * TEACHER  # the teacher in bfloat16
     assert sharded.time.sent == 2 * (gathered + 4 * STUDENT) * 3 // 4
+
+
+def test_what_is_recomputed_counts_in_the_formula_as_inputs_and_one_layer(recipe_of, monkeypatch):
+    def refuse(*_):
+        raise LookupError("nothing can be counted")
+
+    monkeypatch.setattr(memory, "_trace", refuse)
+    plain, again = (only(recipe_of(train__gradient_checkpointing=each), 1, DEVICE) for each in (False, True))
+    tokens, heads = 8 * LENGTH, 4
+    layer = tokens * WIDTH * 34 + 5 * heads * LENGTH * tokens  # in bfloat16
+    of = MemoryPart.ACTIVATIONS
+    assert plain.memory.phases["training"][of] == LAYERS * layer
+    assert again.memory.phases["training"][of] == layer + LAYERS * 4 * tokens * WIDTH
+    assert "the memory is rough: by a formula, since nothing can be counted" in again.notes
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("measured")
+def test_a_step_of_two_tokenizers_is_counted(recipe_of, tmp_path):
+    config = json.loads((tmp_path / "teacher/config.json").read_text())
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/config.json").write_text(json.dumps(config | {"vocab_size": WORDS - 7}))
+    found = only(recipe_of(student=str(tmp_path / "student")), 1, DEVICE)
+    assert any("the tokenizers are taken to differ" in note for note in found.notes)
+    assert not found.memory.missing
 
 
 @pytest.mark.slow
