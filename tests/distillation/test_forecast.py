@@ -68,7 +68,9 @@ def test_speed_and_hours_are_those_of_the_peaks_share(recipe_of, tmp_path):
     assert found.steps == 100
     assert found.hours == pytest.approx(100 * 8 * LENGTH / found.tokens_per_second / 3600)
     assert found.rows.tokens == LENGTH
-    assert f"every row is taken to have {LENGTH} tokens" in found.notes[0]
+    missing = f"model {str(tmp_path / 'teacher')!r} has no tokenizer: it holds no tokenizer.json"
+    data = f"no data folder {str(tmp_path / 'texts')!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)"
+    assert found.notes[0] == f"every row is taken to have {LENGTH} tokens: {missing}; {data}"
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
 
 
