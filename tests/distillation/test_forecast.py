@@ -153,6 +153,16 @@ def test_ranks_hold_all_or_their_share(recipe_of):
     assert sharded.phases["monitoring"][MemoryPart.GATHERED] == 4 * (OUTSIDE + 2 * LAYER)
 
 
+def test_a_served_teacher_and_a_single_rank_that_shards_are_said_so(recipe_of, tmp_path):
+    alone = {"teacher": "openai:large", "student": str(tmp_path / "teacher"), "served__base_url": "http://nowhere/v1"}
+    served, soft = only(recipe_of(**alone), 1, DEVICE), only(recipe_of(), 1, DEVICE)
+    assert served.teachers == {}
+    note = "the time and memory of openai:large are not counted"
+    assert [sum(note in each for each in found.notes) for found in (served, soft)] == [1, 0]
+    note = "train.sharding=fsdp2 is for several ranks, and this is one: give --ranks N"
+    assert [note in only(recipe_of(train__sharding="fsdp2"), ranks, DEVICE).notes for ranks in (1, 2)] == [True, False]
+
+
 def test_a_run_that_does_not_fit_is_said_so(recipe_of):
     assert only(recipe_of(), 1, DEVICE).fits
     assert not only(recipe_of(), 1, replace(DEVICE, memory=LIBRARIES_ON_GPU)).fits
