@@ -21,6 +21,7 @@ import yaml
 from kdalign.errors import UsageError, shorten, unknown
 from kdalign.files import check_name, write_text
 from kdalign.recipe import (
+    ABLATION_KEYS,
     ARMS,
     AUTO_CACHE,
     UNLABELLED_KEYS,
@@ -44,7 +45,6 @@ TRIED = "tried.json"
 DEFAULT_ARMS = "labels,soft,align,joint"
 SERVED_ARMS = "labels,soft"
 """Default arms with a teacher behind an API, which shows no layers."""
-_OWN_KEYS = ("arms", "seeds", "sweep", "search")
 MOST_SEEDS = 1_000
 """Limit of the number of seeds: a larger number was meant as a seed."""
 TRIALS = ("data.task", "train.seed", "out")
@@ -183,7 +183,7 @@ def build_ablation(
         UsageError: unknown keys or arms, or values that are not accepted.
     """
     tree = read_tree(file) if file is not None else {}
-    own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
+    own = {key: tree.pop(key) for key in ABLATION_KEYS if key in tree}
     base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
     own_arms = _arms_in(own.get("arms"))
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own_arms)
