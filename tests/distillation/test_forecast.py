@@ -220,8 +220,10 @@ def test_the_command_shows_tables_and_json(recipe_of, kdalign, tmp_path, monkeyp
     assert "GB of each of 2 ranks" in out
     assert "fits in the memory of h100" in out
     assert "computed, not run" in out
-    status, out, _ = kdalign(*words, "--json", "--set", "train.sharding=fsdp2", "--student", "layers=1")
+    more = ("--json", "--set", "train.sharding=fsdp2", "--student", "layers=1", "--memory-gb", "0.5")
+    status, out, _ = kdalign(*words, *more)
     [found] = json.loads(out)
+    assert (status, found["fits"]) == (0, False), "a plan is no gate"
     assert (found["sharding"], found["student"][0], found["efficiency"]) == ("fsdp2", "layers=1", 0.3)
     assert found["memory"]["phases"]["training"]["student"] == 4 * (OUTSIDE + LAYER) // 2
     assert found["hours"] > 0
