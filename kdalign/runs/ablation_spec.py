@@ -47,6 +47,8 @@ SERVED_ARMS = "labels,soft"
 """Default arms with a teacher behind an API, which shows no layers."""
 MOST_SEEDS = 1_000
 """Limit of the number of seeds: a larger number was meant as a seed."""
+SWEEP = "--sweep takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4"
+"""What a sweep takes."""
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
 
@@ -375,7 +377,7 @@ def _swept_in(tree: object) -> dict[str, list[Any]]:
     return {str(key): list(values) for key, values in tree.items()}
 
 
-def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
+def parse_sweep(sweep: str, accepted: str = SWEEP) -> tuple[str, list[Any]]:
     """Parse KEY=VALUE,VALUE into the key and its values.
 
     Raises:
@@ -383,7 +385,7 @@ def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
     """
     key, equals, text = sweep.partition("=")
     if not equals or not text.strip():
-        raise UsageError(f"{flag} takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4; given {sweep!r}")
+        raise UsageError(f"{accepted}; given {sweep!r}")
     return key.strip(), [parse_value(key.strip(), value.strip()) for value in text.split(",")]
 
 
