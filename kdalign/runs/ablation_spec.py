@@ -82,6 +82,13 @@ class Trial:
         return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.z"
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes no anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class AblationSpec:
     """Specification of an ablation: arms that are compared on one budget.
@@ -158,9 +165,9 @@ class AblationSpec:
         return validate_recipe({key: value for key, value in tree.items() if key != "cache"}).uncached
 
     def dump(self) -> str:
-        """Write it as YAML."""
+        """Write it as YAML, whose parts can be copied: what arms share is written out for each."""
         arms = {name: {"from": None, **changes} for name, changes in self.arms.items()}
-        return yaml.safe_dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, sort_keys=False)
+        return yaml.dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, Dumper=_PlainDumper, sort_keys=False)
 
 
 def build_ablation(
