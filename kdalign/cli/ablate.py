@@ -60,7 +60,7 @@ class ComparedOptions:
     search: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=V,V",
+            metavar="KEY=V,V or KEY=LOW..HIGH",
             help="First choose a key's value for each arm on a slice of train, by Optuna (extra search), from values "
             "or a range, LOW..HIGH or LOW..HIGH,log; repeatable.",
             rich_help_panel=_WHAT,
@@ -98,13 +98,13 @@ class ComparedOptions:
         Raises:
             UsageError: a key is given twice, or options of a search without a key.
         """
-        from kdalign.runs.search_space import read_space
+        from kdalign.runs.search_space import FORMS, read_space
 
         space = read_space(file, self.search or ())
         given = {"--search-only": self.search_only, "--trials": self.trials, "--search-storage": self.search_storage}
         needs = next((option for option, value in given.items() if value), None)
         if needs is not None and not space:
-            raise UsageError(f"{needs} needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
+            raise UsageError(f"{needs} needs --search {FORMS}")
         return space
 
     @property

@@ -128,7 +128,8 @@ def profile(
     """Compare the costs of models, or forecast those of a recipe's run.
 
     Of models: layers, parameters, FLOPs, memory, measured latency and throughput. Of a run (--plan): memory of each
-    rank by part, tokens a second and hours by the roofline, and communication, without weights.
+    rank by part, tokens a second and hours by the roofline, and communication, without weights. A run that does not fit
+    in a device's memory is said so, and the exit code is 0 nevertheless; in a script, read "fits" of --json.
     """
     if forecast.plan is not None:
         if models or measured != MeasureOptions():

@@ -17,7 +17,7 @@ from kdalign.distillation.checks import check_task
 from kdalign.distillation.prepare import PreparedRun, find_plan, find_task_adapter
 from kdalign.distillation.several_teachers import find_readers
 from kdalign.distillation.splits import MONITORED, MONITORED_CHARACTERS, RunSplits, load_splits
-from kdalign.errors import UsageError, shorten
+from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models.architecture import describe, vocabulary_size
 from kdalign.models.checkpoint_files import check_length, find_checkpoint
@@ -32,7 +32,6 @@ WORD = "a"
 """The one word of texts that stand in for others."""
 _LETTERS_A_TOKEN = 4
 """Letters of a token, about, by which the monitored slice is as long as one of real texts."""
-_MOST_LETTERS = 120
 _MOST_ROWS = 100_000
 """Most rows that stand in for others: more than a micro-batch has."""
 
@@ -72,7 +71,7 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
         check_length(checkpoint, recipe.data.max_length)
     pair, no_tokenizer = _find_tokenizers(recipe, student)
     readers = () if no_tokenizer else find_readers(teachers, pair, adapter.predicts_tokens)
-    why = no_tokenizer or no_task
+    why = "; ".join(filter(None, (no_tokenizer, no_task)))
     splits, no_texts = (_stand_in_splits(recipe, adapter), why) if why else _find_splits(recipe, adapter)
     plan = find_plan(recipe, teachers, student, describe(student.config(pair))) if teachers else None
     for _, stage in recipe.objective.stages:
@@ -89,7 +88,7 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
         teachers=teachers,
         readers=readers,
     )
-    said = f"every row is taken to have {recipe.data.max_length} tokens: {shorten(no_texts, _MOST_LETTERS)}"
+    said = f"every row is taken to have {recipe.data.max_length} tokens: {no_texts}"
     return ConfiguredRun(run, tuple([said, *_vocabularies(pair)] if no_texts else ()), not no_texts)
 
 

@@ -327,7 +327,7 @@ def _link(hardware: Hardware, ranks: int) -> float | None:
 def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
     """List what stands in for something, what was assumed, and what is left out."""
     recipe, hardware, notes = configured.run.recipe, forecast.hardware, [*configured.stand_ins]
-    notes += [f"memory: {forecast.memory.missing}"] if forecast.memory.missing else []
+    notes += [f"the memory is rough: {forecast.memory.missing}"] if forecast.memory.missing else []
     if hardware.accelerator:
         notes.append(
             f"libraries on the GPU: {size_text(LIBRARIES_ON_GPU)} are assumed; tensors are counted as on a CPU"
@@ -347,6 +347,13 @@ def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
     if forecast.steps is None:
         notes.append("how many steps the run has is unknown: --set train.max_tokens=N or train.max_steps=N")
     notes += ["the student's own texts are left out"] if recipe.on_policy.share else []
+    if recipe.asks_server:
+        notes.append(
+            f"the time and memory of {recipe.teacher} are not counted: it is asked over its API about each row once, "
+            f"before the first step, and computes elsewhere"
+        )
+    if recipe.train.sharding != "none" and forecast.ranks == 1:
+        notes.append(f"train.sharding={recipe.train.sharding} is for several ranks, and this is one: give --ranks N")
     notes += ["fine-tuning the teacher first is left out"] if configured.run.finetunes else []
     notes += ["the second forward on masked rows (masked_lm) is left out"] if recipe.objective.built.masked_lm else []
     return notes

@@ -22,6 +22,7 @@ from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.tokenize import tokenize_for_training
 from kdalign.environment import library_versions, trim_heap, world_size
+from kdalign.errors import shorten
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import ROWS_AT_ONCE
 from kdalign.metrics.arrays import Array
@@ -113,8 +114,7 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
     try:
         step = _trace(run, ours, teachers, placement)
     except Exception as error:  # whatever an operation of torch, a model or a term of the user's own raises here
-        cause = str(error).partition("\n")[0][:_MOST_LETTERS]
-        step, missing = _rough_step(run, ours, placement), f"by a formula: {type(error).__name__}, {cause}"
+        step, missing = _rough_step(run, ours, placement), f"by a formula, since {_why_rough(error)}"
     left_out = [missing] if missing else []
     left_out += ["without the student's own texts"] if recipe.on_policy.share else []
     left_out += ["without the activations of fine-tuning"] if run.finetunes else []
@@ -128,6 +128,12 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     largest = {part: size for part, size in phases[phase].items() if size}
     return MemoryPrediction(phase, largest, max(map(_needed, phases.values())), ", ".join(left_out), phases)
+
+
+def _why_rough(error: Exception) -> str:
+    """Say why a step was not counted."""
+    said = shorten(str(error).partition("\n")[0], _MOST_LETTERS)
+    return said if type(error) is LookupError else f"counting a step failed ({type(error).__name__}: {said})"
 
 
 def _copies(ours: PreTrainedModel, placement: Placement, recipe: Recipe) -> int:
@@ -400,15 +406,17 @@ def _rough_step(run: PreparedRun, ours: PreTrainedModel, placement: Placement) -
     .. math:: s b h (34 + 5 a s / h)
 
     bytes for each layer in 16 bits, with s tokens of b rows, width h and a heads (Korthikanti et al. 2022,
-    arXiv:2205.05198, equation 2), twice as many in float32, and four blocks of logits.
+    arXiv:2205.05198, equation 2), twice as many in float32, and four blocks of logits. With activation checkpointing
+    that many for one layer, and of each layer its input in float32 (section 5, full recomputation).
     """
     recipe, length, size = run.recipe, run.adapter.max_length, 1 if placement.bf16 else 2
     rows, _ = micro_batch_rows(recipe, length, run.an_epoch, placement.ranks)
-    stacks = describe(ours.config).stacks
-    kept = sum(
-        each.layers * length * rows * each.width * (34 + 5 * each.heads * length / each.width) for each in stacks
-    )
+    stacks, tokens = describe(ours.config).stacks, length * rows
+    layers = [size * tokens * each.width * (34 + 5 * each.heads * length / each.width) for each in stacks]
+    kept = sum(each.layers * layer for each, layer in zip(stacks, layers, strict=True))
+    if recipe.train.gradient_checkpointing:
+        kept = max(layers) + sum(each.layers * 4 * tokens * each.width for each in stacks)
     trained = sum(4 * parameter.numel() for parameter in ours.parameters() if parameter.requires_grad)
     return StepMemory(
-        {MemoryPart.ACTIVATIONS: round(size * kept), MemoryPart.LOSS: 4 * 2**24 + 2**28 * placement.bf16}, trained
+        {MemoryPart.ACTIVATIONS: round(kept), MemoryPart.LOSS: 4 * 2**24 + 2**28 * placement.bf16}, trained
     )

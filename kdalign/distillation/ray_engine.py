@@ -29,6 +29,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.registry import trust
 from kdalign.runs.ablation_spec import Trial
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import BEGUN, RECORD
 from kdalign.version import __version__, code_digest
 
 MAX_RETRIES = 3
@@ -329,8 +330,13 @@ def _run_named(remote: RemoteTrial) -> tuple[str, dict[str, Array]]:
 
 
 def _write_run(folder: RunFolder, files: Mapping[str, Array]) -> None:
-    """Write the files of a run that was made on another machine."""
-    for name, content in files.items():
+    """Write the files of a run that was made on another machine, so that it can be resumed wherever a kill cuts it off.
+
+    The recipe makes the folder a run's, and the record a finished one's. The hashes that the run began with come after
+    the files that they are of, which would count as lost.
+    """
+    order = {"recipe.yaml": 0, BEGUN: 2, RECORD: 3}
+    for name, content in sorted(files.items(), key=lambda file: order.get(file[0], 1)):
         with atomic_file(folder.path / name) as temporary:
             content.tofile(temporary)
 

@@ -26,7 +26,6 @@ from kdalign.recipe import Recipe, validate_recipe
 from kdalign.registry import Trust, code_named
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.locks import exclusive
-from kdalign.runs.record import RECORD
 
 MARK = ".cluster"
 """File in the folder of an ablation by which a node recognises it."""
@@ -115,7 +114,7 @@ def run_remote_trial(remote: RemoteTrial) -> tuple[str, dict[str, Array]]:
     """Run a trial, or resume it.
 
     Returns:
-        The reason why it failed, or an empty one, and the run's files as bytes by name, the record last; none where
+        The reason why it failed, or an empty one, and the run's files as bytes by name; none where
         the folder is shared.
     """
     set_thread_defaults()
@@ -218,9 +217,8 @@ class _OwnFolder:
 
 
 def _files_of(folder: RunFolder, without: Sequence[str]) -> dict[str, Array]:
-    """Read the files of a run as bytes by name, the record last."""
+    """Read the files of a run as bytes by name."""
     paths = [path for path in sorted(folder.path.rglob("*")) if path.is_file()]
     parts = {path: path.relative_to(folder.path).parts for path in paths}
     kept = [path for path in paths if parts[path][0] not in ("checkpoints", ".lock", *without)]
-    kept.sort(key=lambda path: path.name == RECORD)
     return {"/".join(parts[path]): np.fromfile(path, dtype=np.uint8) for path in kept}

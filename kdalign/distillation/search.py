@@ -277,19 +277,26 @@ class _Search:
         shutil.rmtree(folder.path, ignore_errors=True)
 
     def _review(self, name: str) -> None:
-        """Stop a run at the first rung where its attempt is not among the better half."""
+        """Stop a run at the first rung where its attempt is not among the better half.
+
+        Rungs that are reached by the same evaluation, as in two steps, are one: the better half of the better half
+        would be taken at once. The end of the training is none.
+        """
         attempt, trial = self.running[name]
         if name in self.pruned:
             return
         done, tasks = list(attempt.scores.values()), len(self.ablation.tasks)
+        behind = _rungs_until(len(done) / tasks)
         for share, value in _monitored(RunFolder(Path(str(trial.recipe.out))), self._prepared[name][0]):
-            for quarter in RUNGS:
-                if (len(done) + share) / tasks >= quarter / QUARTERS - 1e-9:
-                    mean = math.fsum([*(score or 0.0 for score in done), value]) / (len(done) + 1)
-                    if attempt.is_pruned(quarter, mean):
-                        self.pruned.add(name)
-                        self.pool.cancel(trial)
-                        return
+            progress = (len(done) + share) / tasks
+            reached = _rungs_until(progress)[len(behind) :]
+            if reached and progress < 1:
+                behind = _rungs_until(progress)
+                mean = math.fsum([*(score or 0.0 for score in done), value]) / (len(done) + 1)
+                if attempt.is_pruned(reached[0], mean):
+                    self.pruned.add(name)
+                    self.pool.cancel(trial)
+                    return
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         attempt.fail(reason)
@@ -297,6 +304,11 @@ class _Search:
 
     def _tell(self, attempt: Attempt, outcome: str) -> None:
         self.watcher.observer.announce(f"{attempt.name}, {_words(attempt.settings)}: {outcome}")
+
+
+def _rungs_until(progress: float) -> list[int]:
+    """The rungs that are reached at a share of an attempt's training."""
+    return [quarter for quarter in RUNGS if progress >= quarter / QUARTERS - 1e-9]
 
 
 def _monitored(folder: RunFolder, steps: int | None) -> Iterator[tuple[float, float]]:

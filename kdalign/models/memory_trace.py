@@ -109,7 +109,9 @@ def _whatever_the_values(func: Any, args: Any) -> Any:
         return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
     if func is _ATEN.nonzero.default:
         return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
-    if func is _ATEN.index.Tensor and len(args[1]) == 1 and args[1][0].dtype in _TRUTH_VALUES:
-        values, mask = args[0], args[1][0]
-        return values.reshape(-1, *values.shape[mask.ndim :]).clone()
+    if func is _ATEN.index.Tensor:
+        *before, mask = args[1]
+        if mask is not None and mask.dtype in _TRUTH_VALUES and before == [None] * len(before):
+            values, first = args[0], len(before)
+            return values.reshape(*values.shape[:first], -1, *values.shape[first + mask.ndim :]).clone()
     return None

@@ -1,6 +1,8 @@
 """Load the tokenizer of a checkpoint, and compare a student's with its teacher's."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,8 +44,7 @@ def load_tokenizer_named(
     folder = Path(path or name)
     if gguf is None and folder.is_dir():
         _check_tokenizer_files(name, folder)
-    mend = "a tokenizer.json that this version of tokenizers reads is needed (save it again by save_pretrained)"
-    with library_errors(f"model {name!r} has no tokenizer that can be read", mend), quiet_transformers():
+    with _refused_without_tokenizer(name, folder if gguf is None else None), quiet_transformers():
         if gguf is not None:
             tokenizer = read_gguf_tokenizer(gguf)
         else:
@@ -60,6 +61,23 @@ def load_tokenizer_named(
             f"the tokenizer of {name!r} has no padding token; name one of its tokens pad_token in tokenizer_config.json"
         )
     return tokenizer
+
+
+@contextmanager
+def _refused_without_tokenizer(name: str, folder: Path | None) -> Iterator[None]:
+    """Turn any error of reading a tokenizer into one line: that there is none in a folder, or what the library says.
+
+    Raises:
+        UsageError: the model, and what is missing or wrong.
+    """
+    mend = "a tokenizer.json that this version of tokenizers reads is needed (save it again by save_pretrained)"
+    try:
+        with library_errors(f"model {name!r} has no tokenizer that can be read", mend):
+            yield
+    except UsageError as error:
+        if folder is None or not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZERS):
+            raise
+        raise UsageError(f"model {name!r} has no tokenizer: it holds no tokenizer.json") from error
 
 
 _TOKENIZERS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdalign.recipe.flags import term_weights
     from kdalign.recipe.loading import (
+        ABLATION_KEYS,
         build_recipe,
         code_in_assignments,
         for_task,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from kdalign.recipe.terms import ANSWER_TERMS, KEYS_OF_TERMS, TERM_FACTS, TERM_KEYS, TermFacts, describe_weights
 
 __all__ = [
+    "ABLATION_KEYS",
     "ANSWER_TERMS",
     "ARMS",
     "AUTO_CACHE",

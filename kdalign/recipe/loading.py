@@ -16,6 +16,9 @@ from kdalign.recipe.recipe import Recipe
 from kdalign.recipe.strict_yaml import parse_yaml, read_yaml
 from kdalign.recipe.task_defaults import MultiTask
 
+ABLATION_KEYS = ("arms", "seeds", "sweep", "search")
+"""Keys that the recipe file of an ablation may hold beside those of a recipe."""
+
 
 def build_recipe(
     file: Path | None = None, flags: Mapping[str, object] | None = None, sets: Iterable[str] = ()
@@ -28,9 +31,17 @@ def build_recipe(
         sets: assignments such as ``train.lr=1e-4``, with values in YAML.
 
     Raises:
-        UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
+        UsageError: unreadable file, the file of an ablation, unknown key (with the nearest known one), or a value that
+            is not accepted.
     """
-    return validate_recipe(merge(read_tree(file) if file else {}, flags or {}, sets))
+    tree = read_tree(file) if file else {}
+    of_ablation = [key for key in ABLATION_KEYS if key in tree]
+    if of_ablation:
+        raise UsageError(
+            f"{str(file)!r} is an ablation's file (it holds {', '.join(of_ablation)}), which kdalign ablate reads, "
+            f"and here one recipe is needed: a copy without {', '.join(of_ablation)} and with the keys of one arm"
+        )
+    return validate_recipe(merge(tree, flags or {}, sets))
 
 
 def merge(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import yaml
 from kdalign.errors import UsageError, shorten, unknown
 from kdalign.files import check_name, write_text
 from kdalign.recipe import (
+    ABLATION_KEYS,
     ARMS,
     AUTO_CACHE,
     UNLABELLED_KEYS,
@@ -44,9 +45,10 @@ TRIED = "tried.json"
 DEFAULT_ARMS = "labels,soft,align,joint"
 SERVED_ARMS = "labels,soft"
 """Default arms with a teacher behind an API, which shows no layers."""
-_OWN_KEYS = ("arms", "seeds", "sweep", "search")
 MOST_SEEDS = 1_000
 """Limit of the number of seeds: a larger number was meant as a seed."""
+SWEEP = "--sweep takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4"
+"""What a sweep takes."""
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
 
@@ -78,6 +80,13 @@ class Trial:
     def file(self) -> str:
         """Name of its file in the archive."""
         return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.z"
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes no anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -156,9 +165,9 @@ class AblationSpec:
         return validate_recipe({key: value for key, value in tree.items() if key != "cache"}).uncached
 
     def dump(self) -> str:
-        """Write it as YAML."""
+        """Write it as YAML, whose parts can be copied: what arms share is written out for each."""
         arms = {name: {"from": None, **changes} for name, changes in self.arms.items()}
-        return yaml.safe_dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, sort_keys=False)
+        return yaml.dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, Dumper=_PlainDumper, sort_keys=False)
 
 
 def build_ablation(
@@ -183,7 +192,7 @@ def build_ablation(
         UsageError: unknown keys or arms, or values that are not accepted.
     """
     tree = read_tree(file) if file is not None else {}
-    own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
+    own = {key: tree.pop(key) for key in ABLATION_KEYS if key in tree}
     base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
     own_arms = _arms_in(own.get("arms"))
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own_arms)
@@ -375,7 +384,7 @@ def _swept_in(tree: object) -> dict[str, list[Any]]:
     return {str(key): list(values) for key, values in tree.items()}
 
 
-def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
+def parse_sweep(sweep: str, accepted: str = SWEEP) -> tuple[str, list[Any]]:
     """Parse KEY=VALUE,VALUE into the key and its values.
 
     Raises:
@@ -383,7 +392,7 @@ def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
     """
     key, equals, text = sweep.partition("=")
     if not equals or not text.strip():
-        raise UsageError(f"{flag} takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4; given {sweep!r}")
+        raise UsageError(f"{accepted}; given {sweep!r}")
     return key.strip(), [parse_value(key.strip(), value.strip()) for value in text.split(",")]
 
 

@@ -18,9 +18,12 @@ from kdalign.errors import UsageError, shorten
 from kdalign.recipe import TERM_KEYS, parse_value, read_tree
 from kdalign.runs.ablation_spec import TRIALS, AblationSpec, parse_sweep
 
+FORMS = "KEY=VALUE,VALUE or KEY=LOW..HIGH[,log], such as train.lr=1e-4,2e-4 or train.lr=1e-5..1e-3,log"
+"""What ``--search`` takes."""
 DIGITS = 3
 """Significant digits of a number from a range; more make no difference and fill tables."""
 _RANGE = re.compile(r"(?P<low>[-+.\deE]*\d\.?)\.\.(?P<high>[-+.\deE]*\d\.?)(?P<log>,\s*log)?")
+_LIKE_RANGE = re.compile(r"\s*[-+]?\d[-+.\deE]*\s*\.\.")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_space(file: Path | None, searches: Sequence[str]) -> dict[str, Range | 
     """Read what is searched from a recipe file's key ``search``, and from ``--search``, which wins.
 
     Raises:
-        UsageError: another form, a key given twice, or one that every run sets itself.
+        UsageError: another form, a key given twice, a single value, or a key that every run sets itself.
     """
     space = _space_in(read_tree(file).get("search")) if file is not None else {}
     given: dict[str, Range | tuple[Any, ...]] = {}
@@ -83,6 +86,12 @@ def read_space(file: Path | None, searches: Sequence[str]) -> dict[str, Range | 
     for key in (*given, *space):
         if key in TRIALS:
             raise UsageError(f"--search {key}: every run of an ablation has its own")
+    for key, values in (space | given).items():
+        if not isinstance(values, Range) and len(values) == 1:
+            raise UsageError(
+                f"search of {key}: one value leaves nothing to choose; --set {key}={values[0]} gives it to every run, "
+                f"and --search takes {FORMS}"
+            )
     return space | given
 
 
@@ -118,7 +127,9 @@ def _parse_search(text: str) -> tuple[str, Range | tuple[Any, ...]]:
     key, _, values = text.partition("=")
     written = _RANGE.fullmatch(values.strip())
     if written is None:
-        key, listed = parse_sweep(text, "--search")
+        if _LIKE_RANGE.match(values):
+            raise UsageError(f"--search takes {FORMS}; given {text!r}")
+        key, listed = parse_sweep(text, f"--search takes {FORMS}")
         return key, _distinct(key, listed)
     low, high = (_number(key.strip(), written[name]) for name in ("low", "high"))
     return key.strip(), _range(key.strip(), low, high, bool(written["log"]))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from kdalign.distillation import memory
 from kdalign.distillation.forecast import LIBRARIES_ON_GPU, forecast
 from kdalign.errors import UsageError
 from kdalign.models import hardware
@@ -67,7 +68,9 @@ def test_speed_and_hours_are_those_of_the_peaks_share(recipe_of, tmp_path):
     assert found.steps == 100
     assert found.hours == pytest.approx(100 * 8 * LENGTH / found.tokens_per_second / 3600)
     assert found.rows.tokens == LENGTH
-    assert f"every row is taken to have {LENGTH} tokens" in found.notes[0]
+    missing = f"model {str(tmp_path / 'teacher')!r} has no tokenizer: it holds no tokenizer.json"
+    data = f"no data folder {str(tmp_path / 'texts')!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)"
+    assert found.notes[0] == f"every row is taken to have {LENGTH} tokens: {missing}; {data}"
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
 
 
@@ -100,6 +103,31 @@ def test_ranks_send_gradients_once_or_gather_weights_in_every_micro_batch(recipe
     assert (sharded.rows.micro_batch, sharded.rows.steps_of) == (1, 2)
     gathered = 4 * OUTSIDE + 2 * 4 * LAYERS * LAYER + 2 * TEACHER  # the teacher in bfloat16
     assert sharded.time.sent == 2 * (gathered + 4 * STUDENT) * 3 // 4
+
+
+def test_what_is_recomputed_counts_in_the_formula_as_inputs_and_one_layer(recipe_of, monkeypatch):
+    def refuse(*_):
+        raise LookupError("nothing can be counted")
+
+    monkeypatch.setattr(memory, "_trace", refuse)
+    plain, again = (only(recipe_of(train__gradient_checkpointing=each), 1, DEVICE) for each in (False, True))
+    tokens, heads = 8 * LENGTH, 4
+    layer = tokens * WIDTH * 34 + 5 * heads * LENGTH * tokens  # in bfloat16
+    of = MemoryPart.ACTIVATIONS
+    assert plain.memory.phases["training"][of] == LAYERS * layer
+    assert again.memory.phases["training"][of] == layer + LAYERS * 4 * tokens * WIDTH
+    assert "the memory is rough: by a formula, since nothing can be counted" in again.notes
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("measured")
+def test_a_step_of_two_tokenizers_is_counted(recipe_of, tmp_path):
+    config = json.loads((tmp_path / "teacher/config.json").read_text())
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/config.json").write_text(json.dumps(config | {"vocab_size": WORDS - 7}))
+    found = only(recipe_of(student=str(tmp_path / "student")), 1, DEVICE)
+    assert any("the tokenizers are taken to differ" in note for note in found.notes)
+    assert not found.memory.missing
 
 
 @pytest.mark.slow
@@ -144,6 +172,16 @@ def test_ranks_load_their_share_of_both_models_unless_the_teacher_first_runs_by_
     for alone, ranks in (({}, 1), ({"cache__folder": str(tmp_path / "cache")}, 2), (narrower, 2)):
         parts, note = loading(recipe_of(train__sharding="fsdp2", **alone), ranks)
         assert (parts[MemoryPart.TEACHER], note) == (4 * TEACHER, None)
+
+
+def test_a_served_teacher_and_a_single_rank_that_shards_are_said_so(recipe_of, tmp_path):
+    alone = {"teacher": "openai:large", "student": str(tmp_path / "teacher"), "served__base_url": "http://nowhere/v1"}
+    served, soft = only(recipe_of(**alone), 1, DEVICE), only(recipe_of(), 1, DEVICE)
+    assert served.teachers == {}
+    note = "the time and memory of openai:large are not counted"
+    assert [sum(note in each for each in found.notes) for found in (served, soft)] == [1, 0]
+    note = "train.sharding=fsdp2 is for several ranks, and this is one: give --ranks N"
+    assert [note in only(recipe_of(train__sharding="fsdp2"), ranks, DEVICE).notes for ranks in (1, 2)] == [True, False]
 
 
 def test_a_run_that_does_not_fit_is_said_so(recipe_of):
@@ -203,8 +241,10 @@ def test_the_command_shows_tables_and_json(recipe_of, kdalign, tmp_path, monkeyp
     assert "GB of each of 2 ranks" in out
     assert "fits in the memory of h100" in out
     assert "computed, not run" in out
-    status, out, _ = kdalign(*words, "--json", "--set", "train.sharding=fsdp2", "--student", "layers=1")
+    more = ("--json", "--set", "train.sharding=fsdp2", "--student", "layers=1", "--memory-gb", "0.5")
+    status, out, _ = kdalign(*words, *more)
     [found] = json.loads(out)
+    assert (status, found["fits"]) == (0, False), "a plan is no gate"
     assert (found["sharding"], found["student"][0], found["efficiency"]) == ("fsdp2", "layers=1", 0.3)
     assert found["memory"]["phases"]["training"]["student"] == 4 * (OUTSIDE + LAYER) // 2
     assert found["hours"] > 0

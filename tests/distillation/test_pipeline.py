@@ -8,6 +8,7 @@ from kdalign.distillation.pipeline import _resume_hint, _withdrawn_if_refused
 from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
 from kdalign.recipe import ObjectiveWeights
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import RECORD
 
 
 def runs():
@@ -61,3 +62,24 @@ def test_a_run_that_is_refused_before_its_first_step_takes_back_what_it_wrote(tm
     with pytest.raises(kind), _withdrawn_if_refused(folder, own, False):
         refuse("step")
     assert files(folder) == sorted([*before, "history.jsonl"]), "it has trained"
+
+
+@pytest.mark.parametrize("ended", ["complete", "trained", ""])
+def test_a_refused_task_takes_back_its_own_files_and_those_above_only_if_no_sibling_has_any(tmp_path, ended):
+    group = RunFolder(tmp_path / "run")
+    first, second = (RunFolder(group.path / task) for task in ("rte", "cola"))
+    own = [SimpleNamespace(folder=folder) for folder in (first, second)]
+
+    def refuse():
+        for folder in (first, second):
+            folder.begin("teacher: t\n", {"teacher": "1"}, keep=False)
+        group.begin_above("teacher: t\n", keep=False)
+        if ended == "complete":
+            (first.path / RECORD).write_text("{}")
+        if ended == "trained":
+            first.append_history({"kind": "step", "step": 1})
+        raise RefusedRun("the second cannot be carried out")
+
+    with pytest.raises(RefusedRun), _withdrawn_if_refused(group, own, False):
+        refuse()
+    assert [folder.recipe.is_file() for folder in (first, second, group)] == [bool(ended), False, bool(ended)]

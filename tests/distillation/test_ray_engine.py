@@ -4,16 +4,22 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kdalign.distillation.ray_node import NeededFile, _OwnFolder, missing_files, needed_files
+from kdalign.distillation.ray_engine import _write_run
+from kdalign.distillation.ray_node import NeededFile, _files_of, _OwnFolder, missing_files, needed_files
+from kdalign.distillation.run_folders import claim
 from kdalign.errors import UsageError
+from kdalign.recipe import load_recipe
 from kdalign.runs.ablation_spec import build_ablation
 from kdalign.runs.archive import read_all_archived
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
+from support import records
 from support.clusters import can_mount, node_without, start, two_nodes
 from support.ranks import steps_done
 from support.tiny import one_line
@@ -151,6 +157,42 @@ def test_a_folder_of_the_nodes_own_is_left_alone_and_one_of_another_trial_is_not
     assert not run.started
     own.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+class Sent:
+    """A file that came back from a node; the command is killed before it writes more of them than it may."""
+
+    def __init__(self, content, may_write):
+        self.content, self.may_write = content, may_write
+
+    def tofile(self, path):
+        if not self.may_write:
+            raise KeyboardInterrupt
+        self.may_write.pop()
+        self.content.tofile(path)
+
+
+def test_a_run_that_was_cut_off_on_its_way_back_is_resumed(tmp_path):
+    made = RunFolder(tmp_path / "node")
+    records.run(made.path, "rte", {"accuracy": 90.0}, {"accuracy": 91.0})
+    record, recipe = read_record(made.path), load_recipe(made.recipe)
+    (made.path / "record.json").unlink()
+    made.write_plan("{}")
+    made.append_history({"kind": "step", "step": 1})
+    made.student.mkdir()
+    (made.student / "config.json").write_text("{}")
+    made.write_record(record)
+    files = _files_of(made, ())
+    assert len(files) == 7
+    for count in range(len(files) + 1):
+        here, may_write = RunFolder(tmp_path / f"{count} of them"), [None] * count
+        with suppress(KeyboardInterrupt):
+            _write_run(here, {name: Sent(content, may_write) for name, content in files.items()})
+        claim(here, recipe, resume=here.started, overwrite=False, inputs=made.read_inputs())
+        assert here.complete == (count == len(files))
+    assert {name: content.tobytes() for name, content in _files_of(here, ()).items()} == {
+        name: content.tobytes() for name, content in files.items()
+    }
 
 
 def test_a_node_with_another_kdalign_is_refused_by_its_own_words():

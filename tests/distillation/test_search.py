@@ -13,12 +13,17 @@ import pytest
 
 from kdalign.data.tasks import DataSource, load_examples
 from kdalign.data.tasks.glue import GLUE
+from kdalign.distillation.ablation_runner import AblationObserver
 from kdalign.distillation.engines import LocalEngine
-from kdalign.distillation.search import SearchSettings, search
+from kdalign.distillation.search import STUDY, SearchSettings, _Search, search
+from kdalign.distillation.search_study import ArmStudy, open_storage, open_study
 from kdalign.errors import RunError, UsageError
 from kdalign.runs.ablation_spec import build_ablation, read_ablation
+from kdalign.runs.folder import RunFolder
 from support.ranks import environment
 from support.tiny import one_line, sentences
+
+SPACE = {"train.lr": (1e-4, 2e-4)}
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +100,11 @@ def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(t
 def test_a_later_search_for_another_arm_leaves_what_was_tried_before(kdalign, teacher, data):
     words = ("--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--max-steps", 1,
              "--search-only", "--no-profile", "--out", "s")  # fmt: skip
-    for arm, rate in (("labels", 1e-4), ("soft", 3e-4)):
-        assert kdalign("ablate", *words, "--arms", arm, "--search", f"train.lr={rate}")[0] == 0
+    for arm, rates in (("labels", "1e-4,2e-4"), ("soft", "3e-4,4e-4")):
+        assert kdalign("ablate", *words, "--arms", arm, "--search", f"train.lr={rates}")[0] == 0
     tried = json.loads(Path("s/search/tried.json").read_text())
-    assert [(one["arm"], one["settings"]["train.lr"]) for one in tried] == [("labels", 1e-4), ("soft", 3e-4)]
+    found = {arm: {one["settings"]["train.lr"] for one in tried if one["arm"] == arm} for arm in ("labels", "soft")}
+    assert found == {"labels": {1e-4, 2e-4}, "soft": {3e-4, 4e-4}}
     assert set(read_ablation(Path("s")).arms) == {"labels", "soft"}
 
 
@@ -143,6 +149,38 @@ def test_a_search_of_a_file_that_is_stopped_goes_on_to_the_same_trials(teacher, 
     assert len({one["settings"]["train.lr"] for one in found[0]}) == 6
     assert any(one["pruned"] for one in found[0])
     assert sum(one["chosen"] for one in found[0]) == 1
+
+
+@pytest.mark.usefixtures("_optuna")
+@pytest.mark.parametrize(
+    ("steps", "done", "rungs"),
+    [
+        (8, {}, {"1/4": 20.0, "2/4": 40.0}),
+        (2, {}, {"1/4": 40.0}),
+        (1, {}, {}),
+        (8, {"rte": 30.0}, {"2/4": 35.0}),
+    ],
+    ids=["eighths", "two steps", "one step", "second task"],
+)
+def test_a_rung_is_the_mean_over_tasks_and_rungs_that_coincide_are_one(tmp_path, steps, done, rungs):
+    tasks = ["rte", "mrpc", "cola"] if done else ["mrpc"]  # half of all is half of the second
+    given = {"teacher": "t", "data.task": tasks, "train.max_steps": steps}
+    ablation = build_ablation(None, given, arms="labels", seeds="1")
+    storage = open_storage(None, tmp_path / STUDY)
+    study = ArmStudy("labels", SPACE, 2, 0, open_study(storage, "labels", SPACE, {}, {}))
+    attempt = study.ask()
+    for task, score in done.items():
+        attempt.add_score(task, score)
+    trial = next(trial for trial in ablation.trials(tmp_path) if trial.task == "mrpc")
+    folder = RunFolder(Path(trial.recipe.out))
+    folder.path.mkdir(parents=True)
+    for step in range(1, steps + 1):
+        folder.append_history({"kind": "evaluation", "step": step, "accuracy": 80.0 * step / steps})
+    of = _Search(ablation, [study], tmp_path, LocalEngine(1), AblationObserver(), {trial.name: (attempt, trial)})
+    of._prepared[trial.name] = steps, {}
+    for _ in range(2):
+        of._review(trial.name)  # every second: what was said is not said again
+    assert study.candidates()[0].rungs == rungs
 
 
 def test_without_its_package_a_search_says_how_to_install_it(kdalign, teacher, data, monkeypatch, tmp_path):

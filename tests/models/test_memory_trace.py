@@ -97,6 +97,8 @@ def test_a_mask_selects_everything_and_a_condition_on_values_is_true():
     with mode, trace:
         values, mask = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool)
         assert values[mask].shape == (6, 5)
+        assert values[:, mask[0]].shape == (2, 3, 5)
+        assert values.transpose(0, 1)[:, mask.T[0]].shape == (3, 2, 5)
         assert mask.nonzero().shape == (6, 2)
         assert bool(mask.all())
         assert (int(values.long().sum()), float(values.sum())) == (1, 1.0)

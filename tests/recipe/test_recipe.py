@@ -31,6 +31,14 @@ def line_of(error: pytest.ExceptionInfo[UsageError]) -> str:
     return line
 
 
+def test_the_file_of_an_ablation_is_named_as_such(file):
+    with pytest.raises(UsageError) as error:
+        build_recipe(file("teacher: a\ndata: {task: cola}\nseeds: 2\narms: {soft: , joint: }\n"), {"train.lr": 0.1})
+    line = line_of(error)
+    assert "recipe.yaml' is an ablation's file (it holds arms, seeds), which kdalign ablate reads, and" in line
+    assert "a copy without arms, seeds and with the keys of one arm" in line
+
+
 def test_a_flag_wins_over_the_file_and_set_wins_over_both(file):
     path = file("teacher: in-file\ntrain: {lr: 0.1, seed: 1, warmup: 0.5}\ndata: {task: cola}\n")
     flags = {"train.lr": 0.2, "train.seed": 2, "data.task": "sst2"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from filelock import FileLock
 
 from kdalign.comparison.budgets import arm_budget_notes
@@ -64,6 +65,17 @@ def test_arms_of_a_file_start_from_shipped_ones_and_sweeps_cross_them(tmp_path):
     single = build_ablation(None, {**FLAGS, "data.task": "rte"}, arms="joint", sweeps=["align.map=uniform,0:1 1:3"])
     assert list(single.arms) == ["joint map=uniform", "joint map=0:1 1:3"]
     assert [one.recipe.align.map for one in single.trials(tmp_path)][::3] == ["uniform", "0:1 1:3"]
+
+
+def test_what_arms_share_is_written_out_for_each(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("teacher: t\nstudent: layers=1\ndata: {task: rte}\narms: {one: {train.freeze: [embeddings]}}\n")
+    ablation = build_ablation(file, {}, sweeps=["train.lr=1e-4,2e-4"])
+    write_ablation(ablation, tmp_path / "out")
+    text = (tmp_path / "out/ablation.yaml").read_text()
+    assert text.count("- embeddings") == 2
+    assert not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+    assert read_ablation(tmp_path / "out") == ablation
 
 
 def test_a_schedule_of_one_arm_stays_in_it(tmp_path):

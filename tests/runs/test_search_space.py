@@ -32,7 +32,10 @@ def test_lists_and_ranges_are_read_from_a_file_and_the_command_line_wins(tmp_pat
 @pytest.mark.parametrize(
     ("searches", "said"),
     [
-        (["train.lr"], "--search takes KEY=VALUE,VALUE"),
+        (["train.lr"], r"--search takes KEY=VALUE,VALUE or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr'"),
+        (["train.lr=1e-5..1e-3,lg"], r"or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr=1e-5\.\.1e-3,lg'"),
+        (["train.lr=1e-5 .. 1e-3"], r"or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr=1e-5 \.\. 1e-3'"),
+        (["train.lr=1e-3"], r"search of train\.lr: one value leaves nothing to choose; --set train\.lr=0\.001"),
         (["train.lr=1e-3..1e-5"], r"search of train\.lr: a range goes from a number to a larger one; given 0\.001 to"),
         (["train.lr=0..1e-3,log"], "a range with log begins above 0"),
         (["train.lr=1e-3", "train.lr=1e-4"], r"--search train\.lr is given twice: put its values together"),
@@ -45,7 +48,9 @@ def test_what_is_no_space_is_refused(searches, said):
         read_space(None, searches)
 
 
-@pytest.mark.parametrize("given", ["[1", "5", "{low: 1}", "{low: 1, high: 2, step: 1}", "{low: a, high: 2}", "[]"])
+@pytest.mark.parametrize(
+    "given", ["[1", "5", "{low: 1}", "{low: 1, high: 2, step: 1}", "{low: a, high: 2}", "[]", "[1]"]
+)
 def test_a_file_says_what_is_accepted(tmp_path, given):
     file = tmp_path / "a.yaml"
     file.write_text(f"teacher: t\nsearch:\n  train.lr: {given}\n")
