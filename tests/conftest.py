@@ -11,12 +11,15 @@ from uuid import uuid4
 import pytest
 from jaxtyping import install_import_hook
 
+from kdalign.environment import set_thread_defaults
+
 pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; so do the commands that they start
+set_thread_defaults()  # as the command line does, before torch is loaded: threads that wait sleep
 gc.set_threshold(50_000, 20, 20)  # collections take a tenth of the time otherwise, most of it while tests are imported
 install_import_hook(
     [
