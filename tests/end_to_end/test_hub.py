@@ -258,6 +258,7 @@ from kdalign.models.loading import load_any
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.data.tasks import find_task, load_examples
 from kdalign.data.tasks.loading import split_exists
+from kdalign.data.tasks.row_stream import RowReader, RowStream
 
 def sst2(dataset, config="sst2"):
     return find_task("sst2", dataset=dataset, config=config)
@@ -272,7 +273,13 @@ def sharded():
     checkpoint = find_checkpoint("tests/sharded")
     return load_any(checkpoint).num_parameters(), weights_megabytes(checkpoint)
 
+def streamed():
+    reader = RowReader(RowStream(sst2("tests/turned", "cola").source, "train"))
+    return [reader.read(40)["sentence"].tolist(), reader.read(90)["sentence"].tolist(), reader.seek(70),
+            reader.read(9)[["sentence", "label"]].to_numpy().tolist(), reader.row]
+
 print(json.dumps({
+    "streamed": said(streamed),
     "sharded": said(sharded),
     "turned": said(lambda: load_examples(sst2("tests/turned"), "train").labels.tolist()),
     "splits": said(lambda: [split_exists(sst2("tests/turned").source, split) for split in ("test", "dev")]),
@@ -297,6 +304,16 @@ def probes(python):
 
 def test_the_hub_s_labels_are_matched_by_name_not_by_number(probes):
     assert probes["turned"] == sentences(ROWS["train"], 0)[1]
+
+
+def test_a_split_that_is_streamed_has_its_rows_in_order_from_any_row_on_and_is_not_downloaded(probes, cache):
+    texts, labels = sentences(ROWS["train"], 0)
+    names = [("negative", "positive")[label] for label in labels]
+    rows = [list(row) for row in zip(texts, names, strict=True)]
+    assert probes["streamed"] == [texts[:40], texts[40:], None, rows[70:79], 79]
+    prepared = [file.parts for file in (cache / "hub" / "datasets").rglob("*.arrow")]
+    assert any("sst2" in parts for parts in prepared)
+    assert not any("cola" in parts for parts in prepared)
 
 
 def test_a_model_in_several_files_is_loaded_and_weighed(hub, probes):
@@ -356,6 +373,7 @@ def test_shipped_tasks_find_their_pairs_on_the_hub(python):
     assert found["wmt14"] == [text.upper(), text, 6, "en"]
 
 
+@pytest.mark.slow
 def test_a_streamed_split_gives_the_student_of_the_same_rows_in_a_folder(distill, hub, kdalign, tmp_path, one_thread):
     whole = ("--max-steps", "8", "--batch-size", "16", "--no-profile")
     stream = (*whole, "--set", "data.streaming=true", "--set", "data.stream_rows=40")
