@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,16 @@ def _from_launcher(name: str, default: int) -> int:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide numbers."""
-    libraries = {}
-    for name in _LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return libraries
+    return {name: found for name in _LIBRARIES if (found := _version(name))}
+
+
+@cache  # which reads files, and each of a run's results names the versions
+def _version(name: str) -> str:
+    """Return an installed library's version; empty if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def environment(device: Any) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def machine(device: Any) -> dict[str, Any]:
     return kept | {"processor": name, "products": torch.get_float32_matmul_precision()}
 
 
+@cache
 def _processor() -> str:
     """Return the processor's name, as far as the system tells it."""
     try:

@@ -11,12 +11,16 @@ from uuid import uuid4
 import pytest
 from jaxtyping import install_import_hook
 
+from kdalign.environment import set_thread_defaults
+
 pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; so do the commands that they start
+set_thread_defaults()  # as the command line does, before torch is loaded: threads that wait sleep
+gc.set_threshold(50_000, 20, 20)  # collections take a tenth of the time otherwise, most of it while tests are imported
 install_import_hook(
     [
         "kdalign.objective.losses",
@@ -80,7 +84,8 @@ def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
     def refuse(*_: object) -> None:
         raise LookupError("not counted in this test")
 
-    shorter = {(memory, "_trace"): refuse, (profiling, "WARM_UP_SECONDS"): 0.0, (profiling, "TURN_SECONDS"): 0.0}
+    seconds = {(profiling, name): 0.0 for name in ("WARM_UP_SECONDS", "TURN_SECONDS")}
+    shorter = {(memory, "_trace"): refuse, **seconds, (profiling, "LEAST_TURNS"): 1}
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in shorter.items():
             _MEASURED[module, name] = getattr(module, name)

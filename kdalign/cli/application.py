@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -116,6 +117,14 @@ class _Application(typer.Typer):
     def command(self, name: str | None = None, **options: Any) -> "Callable[[_Function], _Function]":
         """Register a command, as in Typer."""
         return super().command(name, **{"cls": _Command, **options})
+
+    @cached_property
+    def _tree(self) -> Any:
+        return typer.main.get_command(self)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run a command line, as in Typer; the commands are built once, which takes longer than many of them."""
+        return self._tree(*args, **options)
 
 
 app = _Application(

@@ -167,7 +167,7 @@ def _score_numbers(columns: _Columns, metrics: Sequence[str]) -> list[Score]:
         if metric.binary and max(ours.max(), references.max()) > 1:
             raise UsageError(f"{file!r}: {name} is of two classes, 0 and 1; macro_f1 is of more")
         pair = (ours, references) if metric.regression else _classes(columns, ours, references, metric)
-        low, high = example_interval(name, metric.compute, *pair, metric.of_counts)
+        low, high = example_interval(name, metric.compute, *pair, metric.of_counts, metric.of_rows)
         scores.append(replace(score(metric, *pair), low=low, high=high))
     return scores
 

@@ -142,7 +142,7 @@ def score_all(
         if metric.binary and task.labels:
             result = replace(result, note="; ".join(filter(None, [f"of the class {task.labels[1]!r}", result.note])))
         if interval and result.value is not None:
-            low, high = example_interval(name, metric.compute, answers, references, metric.of_counts)
+            low, high = example_interval(name, metric.compute, answers, references, metric.of_counts, metric.of_rows)
             result = replace(result, low=low, high=high)
         scores.append(result)
     return scores
@@ -155,5 +155,5 @@ def agreement(task: ClassificationTask, student: Array, teacher: Array, interval
     result = replace(result, metric=AGREEMENT, reason=result.reason.replace("references", "teacher's answers"))
     if not interval or result.value is None:
         return result
-    low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts)
+    low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts, metric.of_rows)
     return replace(result, low=low, high=high)

@@ -274,7 +274,7 @@ def _with_recorded_interval(rescored: Score | None, recorded: Recorded) -> Resco
 
 
 def _score(metric: Metric, outputs: Array, references: Array) -> Score:
-    low, high = example_interval(metric.name, metric.compute, outputs, references, metric.of_counts)
+    low, high = example_interval(metric.name, metric.compute, outputs, references, metric.of_counts, metric.of_rows)
     return replace(score(metric, outputs, references), low=low, high=high)
 
 

@@ -93,6 +93,8 @@ class Metric:
         binary: true for metrics of two classes only.
         of_counts: function of confusion counts (resamples, reference class, predicted class) to values (resamples,),
             for metrics of classes: an interval then needs no thousand calls of a library.
+        of_rows: function of (rows (resamples, examples), predictions, references) to values (resamples,), for metrics
+            of sums over examples: what is the same in every resample is then computed once.
         of_logits: true if it takes logits (examples, classes) instead of class numbers.
         of_weights: function of (weights (resamples, examples), predictions, references) to values (resamples,), for
             examples that count several times or not at all.
@@ -109,6 +111,7 @@ class Metric:
     unit: str = "%"
     higher_is_better: bool = True
     of_counts: Callable[[Array], Array] | None = None
+    of_rows: Callable[[Array, Array, Array], Array] | None = None
     of_logits: bool = False
     of_weights: Callable[[Array, Array, Array], Array] | None = None
     why_undefined: Callable[[Array, Array], str] | None = None
@@ -223,17 +226,32 @@ def confidences(logits: Array) -> Array:
 
 def reliability_bins(logits: Array, references: Array) -> Reliability:
     """Bin a classifier's predictions, logits (examples, classes), by confidence."""
+    counts, confidence, accuracy = _bin_rows(np.arange(len(logits))[None], logits, references)
+    return Reliability(counts[0], confidence[0], accuracy[0])
+
+
+def _bin_rows(rows: Array, logits: Array, references: Array) -> tuple[Array, Array, Array]:
+    """Bin rows (resamples, examples) by confidence: numbers, mean confidences, accuracies, each (resamples, bins)."""
     confidence = confidences(logits)
     right = logits.argmax(axis=1) == references
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    sums = [np.bincount(bins, weights, BINS) for weights in (confidence, right)]
-    means = [np.divide(each, counts, out=np.full(BINS, np.nan), where=counts > 0) for each in sums]
-    return Reliability(counts, *means)
+    cells = (len(rows), BINS)
+    places = (bins[rows] + BINS * np.arange(len(rows))[:, None]).ravel()
+    counts = np.bincount(places, minlength=math.prod(cells)).reshape(cells)
+    sums = [np.bincount(places, each[rows].ravel(), math.prod(cells)).reshape(cells) for each in (confidence, right)]
+    means = [np.divide(each, counts, out=np.full(cells, np.nan), where=counts > 0) for each in sums]
+    return counts, *means
 
 
 def _calibration_error(logits: Array, references: Array) -> float:
     return reliability_bins(logits, references).error
+
+
+def _calibration_errors(rows: Array, logits: Array, references: Array) -> Array:
+    logits = np.ascontiguousarray(logits)  # as rows that are taken from it: sums of many classes depend on the layout
+    counts, confidence, accuracy = _bin_rows(rows, logits, references)
+    values: Array = 100.0 * (np.nansum(counts * np.abs(accuracy - confidence), axis=1) / counts.sum(axis=1))
+    return values
 
 
 def _accuracy_of_counts(counts: Array) -> Array:
@@ -333,7 +351,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts, convention=_f1_convention),
         Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
         Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts, convention=_matthews_convention),
-        Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_logits=True),
+        Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_rows=_calibration_errors, of_logits=True),
         _correlating("pearson", _pearson, _pearson_of_weights),
         _correlating("spearman", _spearman, _spearman_of_weights),
     )

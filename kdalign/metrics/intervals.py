@@ -11,6 +11,9 @@ RESAMPLES = 1000
 MOST_CELLS = 1 << 24
 """Limit of cells of confusion tables in memory at once: with many classes, a thousand tables would fill it."""
 
+MOST_ROWS = 1 << 20
+"""Limit of rows of resamples in memory at once."""
+
 
 def example_interval(
     name: str,
@@ -18,13 +21,15 @@ def example_interval(
     predictions: Array,
     references: Array,
     of_counts: Callable[[Array], Array] | None = None,
+    of_rows: Callable[[Array, Array, Array], Array] | None = None,
 ) -> tuple[float | None, float | None]:
     """Compute the 95 % interval of a metric over examples, in the metric's unit.
 
     Accuracy has Wilson's interval (Wilson 1927), exact enough at any n; every other metric a percentile bootstrap
     over examples (1,000 resamples, fixed seed), None if there are too few examples or no spread. A metric that
     needs only the confusion counts (``of_counts``) is resampled through them: drawing n examples with replacement
-    is drawing their counts from a multinomial distribution.
+    is drawing their counts from a multinomial distribution. A metric that computes many resamples at once
+    (``of_rows``) has the values that ``compute`` would have given.
     """
     if not len(references):
         return None, None
@@ -48,6 +53,11 @@ def example_interval(
             counts = generator.multinomial(n, cells / n, size)
             parts.append(of_counts(counts.reshape(size, classes, classes)))
         values = np.concatenate(parts)
+    elif of_rows is not None:
+        at_once = max(1, min(RESAMPLES, MOST_ROWS // n))
+        sizes = [min(at_once, RESAMPLES - begun) for begun in range(0, RESAMPLES, at_once)]
+        blocks = (np.stack([generator.integers(0, n, n) for _ in range(size)]) for size in sizes)
+        values = np.concatenate([of_rows(rows, predictions, references) for rows in blocks])
     else:
         draws = (generator.integers(0, n, n) for _ in range(RESAMPLES))
         values = np.array([compute(predictions[rows], references[rows]) for rows in draws])

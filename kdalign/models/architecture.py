@@ -186,11 +186,22 @@ def vocabulary_size(config: "PretrainedConfig") -> int:
 def describe(config: "PretrainedConfig") -> Architecture:
     """Read a model's architecture from its configuration.
 
-    Parameters are counted on a model without storage (torch's meta device), so even a large one costs no memory.
+    Parameters are counted on a model without storage (torch's meta device), so even a large one costs no memory; once
+    for each configuration, since building it takes a while.
 
     Raises:
         UsageError: the model type is unknown.
     """
+    key = type(config), config.to_json_string(use_diff=False)
+    if key not in _described:
+        _described[key] = _describe(config)
+    return _described[key]
+
+
+_described: dict[tuple[type, str], Architecture] = {}
+
+
+def _describe(config: "PretrainedConfig") -> Architecture:
     return Architecture(
         model_type=config.model_type,
         family=layout_of(config).family,

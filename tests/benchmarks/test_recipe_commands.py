@@ -35,6 +35,7 @@ def test_steps_are_taken_and_their_speed_is_a_share_of_the_peak(recipe, monkeypa
     assert found["gflops_of_products"] / found["gflops_of_peak"] == pytest.approx(found["share_of_peak"])
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_the_memory_of_steps_is_near_the_prediction(recipe):
     done = run(["-m", "benchmarks.memory", recipe, "train.lr=1e-4", "--steps", "2", "--json"])
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,9 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
-from support.covering import first_only, one_of_each
-from support.ranks import each_step, environment, run, steps_done, stop_after
+from support.commands import run_in
+from support.covering import first_only
+from support.ranks import each_step, environment, on_ranks, run, steps_done, stop_after
 
 STEPS = 24
 FEATURES_ONLY = ("--hard", "0", "--alpha", "0")
@@ -127,20 +128,10 @@ def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_p
     assert (before["classifier.weight"] != after["classifier.weight"]).any()
 
 
-@pytest.mark.parametrize(
-    "more",
-    one_of_each([(), FEATURES_ONLY, STAGED], [FEATURES_ONLY]),  # of which ranks wait for some parameters alone
-    ids=["all terms", "features only", "two stages"],
-)
-def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
-    one, two = tmp_path / "one", tmp_path / "two"
-    more = (*more, "--set", "train.dropout=0", "--limit", "250")  # 250 = 15 batches of 16 and a short one of 10
-    done = run(command(teacher, data, one, *more))
-    assert done.returncode == 0, done.stderr
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
-    done = run([*torchrun, *command(teacher, data, two, *more)])
-    assert done.returncode == 0, done.stderr
+LIMITED = ("--set", "train.dropout=0", "--limit", "250")  # 250 = 15 batches of 16 and a short one of 10
+
+
+def check_same_steps(one, two):
     assert json.loads((one / "record.json").read_text())["training"]["ranks"] == 1
     assert json.loads((two / "record.json").read_text())["training"]["ranks"] == 2
     assert each_step(two, "loss") == pytest.approx(each_step(one, "loss"), abs=1e-5)
@@ -150,6 +141,27 @@ def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
     first, second = (load_file(run_ / "student" / "model.safetensors") for run_ in (one, two))
     for name, weight in first.items():
         assert abs(weight - second[name]).max() < 1e-4, name
+
+
+def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = (*FEATURES_ONLY, *LIMITED)  # of which ranks wait for some parameters alone
+    run_in(tmp_path, *command(teacher, data, one, *more)[2:])
+    on_ranks(2, run_in, tmp_path, *command(teacher, data, two, *more)[2:])
+    check_same_steps(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), FEATURES_ONLY, STAGED], ids=["all terms", "features only", "two stages"])
+def test_two_ranks_in_one_launch_take_the_steps_of_one_process(teacher, data, tmp_path, more):
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = run(command(teacher, data, one, *more, *LIMITED))
+    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    done = run([*torchrun, *command(teacher, data, two, *more, *LIMITED)])
+    assert done.returncode == 0, done.stderr
+    check_same_steps(one, two)
 
 
 @pytest.mark.slow

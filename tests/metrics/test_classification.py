@@ -324,6 +324,27 @@ def test_calibration_error_by_hand():
     assert not metric.higher_is_better
 
 
+@pytest.mark.parametrize(("n", "classes"), [(2, 2), (64, 2), (333, 17)])
+def test_resamples_of_the_calibration_error_at_once_are_those_of_one_at_a_time(monkeypatch, n, classes):
+    monkeypatch.setattr(intervals, "MOST_ROWS", 100 * n + 1)  # in ten blocks
+    generator, metric = np.random.default_rng(3), METRICS["ece"]
+    logits = np.asfortranarray(generator.normal(size=(n, classes)), dtype="f4")
+    references = generator.integers(0, classes, n)
+    blocks = []
+
+    def at_once(*given):
+        blocks.append(metric.of_rows(*given))
+        return blocks[-1]
+
+    found = example_interval("ece", metric.compute, logits, references, None, at_once)
+    draws = np.random.default_rng(0)
+    rows = [draws.integers(0, n, n) for _ in range(intervals.RESAMPLES)]
+    expected = np.array([metric.compute(logits[each], references[each]) for each in rows])
+    assert [len(block) for block in blocks] == [100] * 10
+    assert np.array_equal(np.concatenate(blocks), expected)
+    assert found == example_interval("ece", metric.compute, logits, references)
+
+
 def test_a_classifiers_calibration_is_of_its_logits():
     task = GLUE["sst2"]
     logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8]] * 10))

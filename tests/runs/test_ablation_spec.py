@@ -1,6 +1,7 @@
 """Arms over tasks and seeds: which runs there are, what is kept of them, and that a stop loses nothing."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation
 from kdalign.runs.archive import archive_run, read_archived
 from kdalign.runs.discovery import Discovery, archived_groups
 from kdalign.runs.record import read_record
+from support.commands import run_in
 from support.tiny import one_line
 
 FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
@@ -186,13 +189,15 @@ def done(tmp_path_factory, teacher, data):
     """An ablation of two arms and two seeds, and what it printed."""
     folder = tmp_path_factory.mktemp("ablation")
     words = arguments(teacher, data, "--arms", "labels,joint", "--seeds", "2")
-    made = run(words, folder)
-    assert made.returncode == 0, made.stderr
-    return folder, words, made
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setenv("COLUMNS", "100")
+        run_in(folder, *words)
+    return folder, words, out.getvalue(), err.getvalue()
 
 
 def test_an_ablation_keeps_what_its_runs_leave(done):
-    folder, _, _ = done
+    folder, *_ = done
     ablation = read_ablation(folder / "a")
     trials = ablation.trials(Path("a"))
     assert len(trials) == 4
@@ -211,16 +216,16 @@ def test_an_ablation_keeps_what_its_runs_leave(done):
 
 
 def test_the_table_tests_arms_against_the_first_and_says_whether_budgets_were_equal(done):
-    _, _, made = done
-    said = " ".join(made.stdout.split())
+    _, _, out, err = done
+    said = " ".join(out.split())
     assert "joint − labels (2 seeds)" in said
     assert "no evidence of either at 5 %" in said
     assert "budget: all arms took the same steps and tokens on each task and seed" in said
-    assert "kdalign compare a --against labels" in made.stderr
+    assert "kdalign compare a --against labels" in err
 
 
 def test_compare_reads_an_ablation_and_its_verdicts_are_those_of_its_runs(done, kdalign, monkeypatch):
-    folder, _, _ = done
+    folder, *_ = done
     monkeypatch.chdir(folder)
     status, out, err = kdalign("compare", "a", "--against", "labels", "--json")
     assert status == 0, err
@@ -243,7 +248,7 @@ def test_compare_reads_an_ablation_and_its_verdicts_are_those_of_its_runs(done, 
 
 @pytest.mark.slow
 def test_the_same_command_again_runs_nothing(done):
-    folder, words, _ = done
+    folder, words, *_ = done
     before = {file: file.stat().st_mtime_ns for file in (folder / "a").rglob("*") if file.name == "record.json"}
     again = run(words, folder)
     assert again.returncode == 0, again.stderr
@@ -253,7 +258,7 @@ def test_the_same_command_again_runs_nothing(done):
 
 @pytest.mark.slow
 def test_runs_of_an_ablation_are_those_that_distill_makes(done, kdalign, teacher, data):
-    folder, _, _ = done
+    folder, *_ = done
     recipe = folder / "a/joint-seed1/recipe.yaml"
     status, _, err = kdalign("distill", "--recipe", recipe, "--out", "again")
     assert status == 0, err
@@ -263,7 +268,7 @@ def test_runs_of_an_ablation_are_those_that_distill_makes(done, kdalign, teacher
 
 @pytest.mark.slow
 def test_a_stop_of_two_processes_says_so_and_the_same_command_goes_on_to_the_same_results(done, tmp_path):
-    folder, words, _ = done
+    folder, words, *_ = done
     process = subprocess.Popen(
         [sys.executable, "-m", "kdalign", *words, "--jobs", "2"], stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -468,7 +473,7 @@ def test_two_ablations_do_not_work_in_one_folder(done, kdalign, teacher, data, t
 
 
 def test_a_damaged_result_is_named(done, tmp_path):
-    folder, _, _ = done
+    folder, *_ = done
     trial = read_ablation(folder / "a").trials(Path("a"))[0]
     (tmp_path / trial.file).write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is not what an ablation kept"):
@@ -517,7 +522,7 @@ def test_an_ablation_under_way_says_what_it_lacks(done, kdalign, tmp_path):
 
 
 def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
-    folder, _, _ = done
+    folder, *_ = done
     trial = read_ablation(folder / "a").trials(folder / "a")[0]
     there = folder / "a/kept" / trial.file
     shutil.copy(there.with_name("common.json.gz"), tmp_path)

@@ -54,7 +54,7 @@ def on_ranks(count, work, *args):
     ranks = [context.Process(target=_as_rank, args=(rank, count, port, results, work, args)) for rank in range(count)]
     for process in ranks:
         process.start()
-    said = [results.get(timeout=60) for _ in ranks]
+    said = [results.get(timeout=300) for _ in ranks]
     for process in ranks:
         process.join()
     failed = [line for _, line, _ in said if line]
@@ -64,6 +64,7 @@ def on_ranks(count, work, *args):
 
 
 def _as_rank(rank, count, port, results, work, args):
+    import torch
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
@@ -71,6 +72,7 @@ def _as_rank(rank, count, port, results, work, args):
         {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "RANK": str(rank),
          "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
     )  # fmt: skip
+    torch.set_num_threads(1)  # a fork has none of its parent's
     try:
         results.put((rank, "", work(*args)))
     except BaseException:
