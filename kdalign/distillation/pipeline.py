@@ -171,7 +171,7 @@ def _distill_task(
     check_cache_room(ready)
     if ready.recipe.asks_server:
         watch.begin("asking the server")
-    source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
+    source = compare_first(ready) if ready.recipe.asks_server else None
     observer = begin_folder(ready, accelerator, observer, resume)
     if group is not None and accelerator.is_main_process:
         group.begin_above(recipe.dump(), keep=resume)

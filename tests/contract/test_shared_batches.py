@@ -24,6 +24,7 @@ from kdalign.observer import no_progress
 from kdalign.teachers.cache_files import CacheFolder, CacheIndex
 from support.answering_server import answering_server
 from support.family_setting import model, tokenizer
+from support.logprob_server import logprob_server
 from support.ranks import run
 from support.tiny import sentences
 
@@ -149,6 +150,19 @@ def test_a_server_is_asked_by_the_first_rank_alone(root, tmp_path, monkeypatch):
         assert (
             len(server.asked) == json.loads((tmp_path / "here/out/generation.json").read_text())["prompts"]["different"]
         )
+
+
+def test_a_served_teacher_that_is_refused_ends_all_ranks_with_its_line(root, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with logprob_server(model("gpt2"), tokenizer("causal"), protocols=()) as server:
+        command = ["distill", "--teacher", "openai:tiny", "--base-url", server.url, "--student", root / "gpt2"]
+        command += ["--task", "lm:sst2", "--data", data, "--max-length", 24, *DEVICE, "--out", "run"]
+        done = launch(2, command, tmp_path / "here", status=1)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("kdalign: error")]
+    assert len(lines) == 2
+    assert "another process" not in done.stderr
+    assert "texts that it writes can be learned from" in lines[0] == lines[1]
+    assert not (tmp_path / "here" / "run").exists()
 
 
 @pytest.mark.parametrize(("kind", "size"), [("classes", 2), ("tokens", 3)])
