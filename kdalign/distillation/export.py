@@ -437,6 +437,7 @@ def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Acceler
         stream["checked"] = first_place(run.task, run.splits.train).rows
     return {
         "ranks": accelerator.num_processes,
+        "parallelism": progress.parallelism,
         "steps": progress.step,
         "exported_step": progress.best_step if best else progress.step,
         "examples": progress.examples,

@@ -193,7 +193,10 @@ def distill_together(
     progress = trainer.train(what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    facts = {"multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}}
+    facts = {
+        "multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks},
+        "parallelism": progress.parallelism,  # of the steps of all tasks
+    }
     records = []
     for part, task in zip(loaded, tasks, strict=True):
         first = None if part is loaded[0] else tasks[0].folder.student / _BODY

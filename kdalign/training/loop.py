@@ -145,6 +145,8 @@ class Trainer:
         """
         if resume:
             self._resume()
+        if not self.length.is_reached(self.progress):
+            self.progress.continue_on(self.accelerator.num_processes, "fsdp2" if self.sharded else "none")
         try:
             self._run(what)
         finally:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdalign import distill
 from kdalign.distillation import memory
+from kdalign.runs.record import read_record
 from support import sharding_setting
 from support.logprob_server import logprob_server
 from support.ranks import environment, steps_done
@@ -141,6 +142,14 @@ def test_a_run_killed_on_four_ranks_goes_on_with_two_and_with_one(inputs, alone,
     finish(launch(1, inputs, tmp_path, "resume", name))
     assert (run / "checkpoints" / f"step-{STEPS}" / "model.safetensors").is_file()
     assert_same_run(run, alone(name))
+    told = read_record(run).training["parallelism"]
+    assert [(each["ranks"], each["sharding"]) for each in told] == [(4, "fsdp2"), (2, "fsdp2"), (1, "none")]
+    first, second, third = (each["step"] for each in told)
+    assert (first, 3 <= second + 2, second < third < STEPS) == (0, True, True)
+    assert (
+        f"- Ranks: 4 from step 0 (fsdp2), 2 from step {second} (fsdp2), 1 from step {third}"
+        in (run / "student" / "README.md").read_text()
+    )
 
 
 @pytest.mark.slow
