@@ -186,11 +186,10 @@ def distill_together(
     observer.announce(f"one student for {len(runs)} tasks: {_describe(mixture)}")
     for line in (leaks := find_leaks(runs)):
         observer.announce(f"leak: {line}")
-    start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
     watch.begin("training")
     trainer = Trainer(tasks, mixture.turns, ready[0].recipe.train, accelerator, group, observer)
-    progress = trainer.train(what, resume)
+    progress = trainer.train(what, resume, partial(start_trackers, accelerator, recipe))
     for tracker in accelerator.trackers:
         tracker.finish()
     facts = {

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -184,10 +185,10 @@ def _distill_task(
         add_scores(loaded, source, observer)
     watch.begin("aligning")
     task = build_task(loaded, accelerator, observer, resume, None if served is None else served.teacher)
-    start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if ready.recipe.has_teacher else 'training'} {run.task.name}"
     watch.begin("training")
-    progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
+    begin = partial(start_trackers, accelerator, ready.recipe)
+    progress = train(task, ready.recipe.train, accelerator, observer, what, resume, begin)
     for tracker in accelerator.trackers:
         tracker.finish()
     options = ExportOptions(facts={} if served is None else {"served_teacher": served.all_facts()})
