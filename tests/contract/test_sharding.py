@@ -110,7 +110,10 @@ def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_it
 ):
     said, _ = finish(launch(ranks, inputs, tmp_path, "begin", *names, launcher=launcher))
     assert [line for line in said.splitlines() if line.endswith("done")].count(f"{names[0]}: done") == ranks
+    assert "the history has no gradient norms by term" in said
     for name in names:
+        assert events(alone(name), "gradients")
+        assert not events(tmp_path / name, "gradients")
         assert_same_run(tmp_path / name, alone(name), exact=name != "moments")  # whose rounding differs by ranks
         parts = [file.name for file in sorted((tmp_path / name / "checkpoints" / f"step-{STEPS}").glob("model*"))]
         assert parts == [f"model-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
