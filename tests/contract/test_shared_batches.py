@@ -137,6 +137,8 @@ def test_answers_are_generated_once_whatever_the_number_of_ranks_that_go_on(root
     assert one == several
     assert [record.pop("known_before") for record in records] == [0, 40]
     assert [record.pop("seconds") > 0 for record in records] == [True, True]
+    seals = [record.pop("seal") for record in records]
+    assert seals[0] != seals[1], "of all that is in a record, these two, too"
     assert records[0] == records[1]
     assert "complete already" in launch(2, command, tmp_path / "several").stderr
 
