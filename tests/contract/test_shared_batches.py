@@ -154,6 +154,21 @@ def test_a_server_is_asked_by_the_first_rank_alone(root, tmp_path, monkeypatch):
         )
 
 
+LEAVING = """
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("inside" if dist.is_initialized() else "left", flush=True))
+from kdalign.devices import make_accelerator
+make_accelerator("cpu").wait_for_everyone()
+"""
+
+
+def test_ranks_leave_their_group_as_they_end(tmp_path):
+    (tmp_path / "script.py").write_text(LEAVING)  # what is registered first runs last
+    done = run([*TORCHRUN, "2", tmp_path / "script.py"])
+    assert (done.returncode, done.stdout.split()) == (0, ["left", "left"]), done.stderr
+
+
 def test_a_served_teacher_that_is_refused_ends_all_ranks_with_its_line(root, data, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with logprob_server(model("gpt2"), tokenizer("causal"), protocols=()) as server:
