@@ -1,5 +1,6 @@
 """Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16 and determinism."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType
@@ -79,7 +81,7 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
     check_device(device, trackers)
     keep_heap()
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         # Explicit, because accelerate's environment variables would otherwise divide the loss or wrap the forward.
         mixed_precision="no",
@@ -88,6 +90,15 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
         log_with=list(trackers) or None,
         project_dir=str(folder) if folder else None,
     )
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_ranks)
+    return accelerator
+
+
+def _leave_ranks() -> None:
+    """Leave the group of ranks as a process ends: one that ends inside it is at times aborted with gloo's threads."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

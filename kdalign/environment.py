@@ -50,6 +50,12 @@ def ranks_here() -> int:
     return _from_launcher("LOCAL_WORLD_SIZE", 1)
 
 
+def program() -> str:
+    """Return how a command of as many processes as this one's begins: ``kdalign``, or ``torchrun ... -m kdalign``."""
+    ranks = world_size()
+    return f"torchrun --nproc_per_node {ranks} -m kdalign" if ranks > 1 else "kdalign"
+
+
 def _from_launcher(name: str, default: int) -> int:
     given = os.environ.get(name) or str(default)
     if not re.fullmatch(r"[0-9]{1,9}", given):

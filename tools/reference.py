@@ -40,6 +40,10 @@ def cli_page() -> str:
         "mistake on the command line (one line, nothing written), 130 and 143 stopped by Ctrl-C or SIGTERM with "
         "the state saved.",
         "",
+        "Under `torchrun` and `accelerate launch` every exit code but 0 becomes 1: the rank's own is the `exitcode` "
+        "under `Root Cause` in the launcher's last lines, and its reason is the line that begins with `kdalign:` "
+        "before them. A run has ended well if its folder has a `record.json`.",
+        "",
         "| Command | |",
         "|---|---|",
     ]

@@ -91,6 +91,8 @@ def build_task(
     objectives = [stage.objective for stage in stages]
     teacher = training_teacher(loaded, computed, served, objectives, plan, accelerator, observer)
     learner = build_learner(loaded, model, plan, stages, accelerator.device)
+    if is_sharded(model):
+        observer.announce("the history has no gradient norms by term, since ranks share the student's weights")
     if isinstance(computed, ComputedTeacher) and teacher is not computed:
         computed.release()
     corrupted = partial(with_corruption, augment=recipe.data.augment, tokenizer=tokenizer, masked=masked_lm is not None)

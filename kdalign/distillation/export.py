@@ -402,13 +402,10 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun, stream: Mapping[str, int]
             "left_out": dict(run.splits.unlabelled.dropped),
         }
     if run.augmenting is not None:
-        copies = texts.copies
-        facts["augmented"] = {
-            "model": run.augmenting.name,
-            "revision": run.augmenting.hash,
-            "n": len(copies) if copies is not None else 0,
-            "tokens": int(copies.lengths.sum()) if copies is not None else 0,
-        }
+        copies = {"n": 0, "tokens": 0}
+        if texts.copies is not None:
+            copies = {"n": len(texts.copies), "tokens": int(texts.copies.lengths.sum())}
+        facts["augmented"] = {"model": run.augmenting.name, "revision": run.augmenting.hash, **copies}
     findings = [finding for finding in run.findings if finding.allowed or finding.what not in _MACHINE]
     facts["checks"] = join_by_name([*((finding.what, finding.said) for finding in findings), *run.folder.findings])
     if any(texts.overlaps):
@@ -438,6 +435,7 @@ def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Acceler
         stream["checked"] = first_place(run.task, run.splits.train).rows
     return {
         "ranks": accelerator.num_processes,
+        "parallelism": progress.parallelism,
         "steps": progress.step,
         "exported_step": progress.best_step if best else progress.step,
         "examples": progress.examples,

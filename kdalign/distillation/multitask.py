@@ -186,14 +186,16 @@ def distill_together(
     observer.announce(f"one student for {len(runs)} tasks: {_describe(mixture)}")
     for line in (leaks := find_leaks(runs)):
         observer.announce(f"leak: {line}")
-    start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
     watch.begin("training")
     trainer = Trainer(tasks, mixture.turns, ready[0].recipe.train, accelerator, group, observer)
-    progress = trainer.train(what, resume)
+    progress = trainer.train(what, resume, partial(start_trackers, accelerator, recipe))
     for tracker in accelerator.trackers:
         tracker.finish()
-    facts = {"multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}}
+    facts = {
+        "multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks},
+        "parallelism": progress.parallelism,  # of the steps of all tasks
+    }
     records = []
     for part, task in zip(loaded, tasks, strict=True):
         first = None if part is loaded[0] else tasks[0].folder.student / _BODY

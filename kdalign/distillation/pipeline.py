@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -171,7 +172,7 @@ def _distill_task(
     check_cache_room(ready)
     if ready.recipe.asks_server:
         watch.begin("asking the server")
-    source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
+    source = compare_first(ready) if ready.recipe.asks_server else None
     observer = begin_folder(ready, accelerator, observer, resume)
     if group is not None and accelerator.is_main_process:
         group.begin_above(recipe.dump(), keep=resume)
@@ -184,10 +185,10 @@ def _distill_task(
         add_scores(loaded, source, observer)
     watch.begin("aligning")
     task = build_task(loaded, accelerator, observer, resume, None if served is None else served.teacher)
-    start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if ready.recipe.has_teacher else 'training'} {run.task.name}"
     watch.begin("training")
-    progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
+    begin = partial(start_trackers, accelerator, ready.recipe)
+    progress = train(task, ready.recipe.train, accelerator, observer, what, resume, begin)
     for tracker in accelerator.trackers:
         tracker.finish()
     options = ExportOptions(facts={} if served is None else {"served_teacher": served.all_facts()})

@@ -34,7 +34,7 @@ from kdalign.distillation.several_teachers import (
     plan_shares,
 )
 from kdalign.distillation.splits import RunSplits, load_splits
-from kdalign.environment import cache_folder, world_size
+from kdalign.environment import cache_folder, program
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters import adapter_for
 from kdalign.evaluation.adapters.base import TaskAdapter
@@ -277,6 +277,4 @@ def resume_command(runs: Sequence[PreparedRun], folder: RunFolder) -> str:
     """Return the command that resumes runs in a folder, on as many ranks, and allows the code that they name."""
     named = [[run.recipe.objective.terms, run.recipe.align.map, list(run.task.metrics)] for run in runs]
     code = " --allow code" if any(code_named(names) for names in named) else ""
-    ranks = world_size()
-    kdalign = f"torchrun --nproc_per_node {ranks} -m kdalign" if ranks > 1 else "kdalign"
-    return f"{kdalign} distill --out {shlex.quote(str(folder.path))} --resume{code}"
+    return f"{program()} distill --out {shlex.quote(str(folder.path))} --resume{code}"

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from kdalign.data.passages import Passage, split_passages
@@ -23,10 +22,11 @@ from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.loading import load_language_model
 from kdalign.observer import Observer
+from kdalign.ranks import on_first_rank
 from kdalign.recipe import Recipe
 from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.served import Unavailable
-from kdalign.served.top_logprobs import TokenPrompt
+from kdalign.served.top_logprobs import PromptForm, TokenPrompt
 from kdalign.teachers.served import UNREADABLE_SAMPLES, ReadingFacts, ServedTeacher, ServedTokens, measure_reading
 from kdalign.teachers.served_checks import (
     MOST_NATS,
@@ -132,8 +132,10 @@ def _limits(recipe: Recipe) -> tuple[tuple[int | None, str], ...]:
     return (recipe.served.max_requests, "requests"), (recipe.served.max_tokens, "tokens")
 
 
-def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
+def compare_first(opened: OpenedRun) -> ServedSource:
     """Compare the server's reading of three rows with training's; where every answer is kept, it is not asked.
+
+    The first rank does so, and all have its result.
 
     Raises:
         UsageError: the server returns no log-probabilities of prompts, or reads the rows otherwise than training does.
@@ -143,16 +145,17 @@ def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
     reader = open_reader(recipe)
     source = ServedTokens(reader, tokenizer, _entries(opened))
     questions = Questions.of(opened.texts, recipe.served.score)
-    told: list[object] = [None, None, None]
-    if accelerator.is_main_process:
+
+    def compare_here() -> tuple[PromptForm | None, dict[str, object], tuple[str, ...]]:
         with ExitStack() as opened_here:
             opened_here.enter_context(reader)
             facts, notes = _compare(source, questions, recipe)
             if recipe.on_policy.share > 0 and reader.form is not None and not reader.form.as_ids:
                 raise UsageError(f"--on-policy: {UNREADABLE_SAMPLES}; nothing was trained")
             opened_here.pop_all()  # without an error it stays open, for the other rows
-        told = [reader.form, facts, notes]
-    reader.form, facts, notes = broadcast_object_list(told)
+        return reader.form, facts, notes
+
+    reader.form, facts, notes = on_first_rank(compare_here)
     if reader.form is not None and not reader.form.as_ids:
         questions = replace(questions, scored=())  # a prompt as text tells the likelihood of the server's own tokens
     return ServedSource(source, questions, facts, notes)
@@ -264,7 +267,8 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
     reader, questions = source.tokens.reader, source.questions
     other = reader.form is not None and reader.form.other_tokenizer
     unshared = {"unshared_tokens": UNSHARED} if other else {}
-    if accelerator.is_main_process:
+
+    def ask() -> None:
         for note in (*source.notes, *unshared.values()):
             observer.announce(note)
         with reader, FileLock(f"{reader.file}.lock"):  # other runs wait, and then find its answers
@@ -275,7 +279,8 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
                 f"{reader.file}"
             )
             reader.read_all(source.prompts, observer.progress(f"asking {reader.model}"))
-    accelerator.wait_for_everyone()
+
+    on_first_rank(ask)
     teacher = ServedTeacher(source.tokens, accelerator.device)
     if not accelerator.is_main_process:
         return AskedTeacher(teacher, {})

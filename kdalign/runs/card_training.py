@@ -40,9 +40,21 @@ def training_section(card: CardFacts) -> str:
         + (f", low-rank adapters of rank {settings.lora}, merged" if settings.lora else ""),
         f"- On {escape(machine['device'])}, {ranks} process{'es' if ranks > 1 else ''} of "
         f"{escape(str(machine['threads']))} threads; {escape(machine['platform'])}, Python {escape(machine['python'])}",
+        *_ranks(card),
         f"- {escape_line(', '.join(f'{name} {version}' for name, version in machine['libraries'].items()))}",
     ]
     return "\n".join(lines)
+
+
+def _ranks(card: CardFacts) -> Iterable[str]:
+    """A line on the ranks that trained, if their number changed or they shared the models."""
+    spans = card.record.training.get("parallelism", [])
+    if len(spans) > 1 or any(span["sharding"] != "none" for span in spans):
+        said = [
+            f"{span['ranks']} from step {span['step']:,}" + f" ({span['sharding']})" * (span["sharding"] != "none")
+            for span in spans
+        ]
+        yield f"- Ranks: {escape_line(', '.join(said))}"
 
 
 def _objective(card: CardFacts) -> Iterable[str]:

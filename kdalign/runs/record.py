@@ -122,7 +122,7 @@ class TrainingCost:
         examples: examples read, counted each time.
         seconds: seconds of training, without evaluation.
         tokens: tokens read, without padding, counted each time.
-        ranks: number of processes.
+        ranks: number of processes of the command that finished the run.
         exported_step: step whose weights were exported.
     """
 
@@ -140,7 +140,8 @@ class RunRecord:
 
     Attributes:
         scores: by split, ``{"student": [...], "teacher": [...], "agreement": ...}`` as ``split_scores`` reads them.
-        training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
+        training: steps, examples, real tokens, samples per second, last values of the terms, ranks; ``parallelism`` has
+            the ranks from each step on, and whether they shared the models (none in older records).
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
         seconds: seconds since the command that finished the run began.

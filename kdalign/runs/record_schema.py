@@ -135,12 +135,19 @@ class _Stream(_Shape):
     checked: Count
 
 
+class _Parallelism(_Shape):
+    step: Count
+    ranks: Positive
+    sharding: Text
+
+
 class _Training(_Shape):
     steps: Count
     examples: Count
     seconds: Amount
     tokens: Count = 0
     ranks: Positive = 1
+    parallelism: list[_Parallelism] = []
     exported_step: Count = 0
     terms: dict[Text, Number | None] = {}
     multi_task: _Together | None = None

@@ -46,6 +46,8 @@ class TrainState:
         watch: numbers by which later samples are judged.
         stream: place of the last step in a stream; empty for data that is held as a whole.
         quick_dropout: whether masks are drawn by ``models.dropout``; false for a run that an older version began.
+        parallelism: how many ``ranks`` trained from each ``step`` on, with which ``sharding``, oldest first; without
+            the steps that an older version took.
     """
 
     step: int = 0
@@ -64,6 +66,7 @@ class TrainState:
     watch: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] = field(default_factory=dict)
     quick_dropout: bool = True
+    parallelism: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.courses = {  # as read from JSON, or copied by asdict
@@ -77,6 +80,13 @@ class TrainState:
         self.tokens += tokens
         self.seconds += seconds
         self.parts = parts
+
+    def continue_on(self, ranks: int, sharding: str) -> None:
+        """Note the number of ranks that take the next steps, and their sharding, if they differ from before."""
+        now = {"step": self.step, "ranks": ranks, "sharding": sharding}
+        self.parallelism = [each for each in self.parallelism if each["step"] < self.step]
+        if not self.parallelism or {**self.parallelism[-1], "step": self.step} != now:
+            self.parallelism.append(now)
 
     def of(self, course: str) -> "TrainState":
         """Return the progress of one task of several."""

@@ -12,7 +12,7 @@ not decay and its moments stay.
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ from kdalign.training.diagnostics import count_step_units, gradient_norms, measu
 from kdalign.training.diverged import or_fp32
 from kdalign.training.optimizer import make_optimizer, set_learning_rate
 from kdalign.training.row_order import begins_again
-from kdalign.training.run_length import MOST_TIMES, length_of
+from kdalign.training.run_length import length_of
 from kdalign.training.sharded_step import agree_on_best, first_non_finite
 from kdalign.training.step import Stepper, settings_of_steps
 from kdalign.training.step_reports import StepReporter, history_event
@@ -68,6 +68,7 @@ def train(
     observer: Observer,
     what: str = "training",
     resume: bool = False,
+    begin: Callable[[], object] = lambda: None,
 ) -> TrainState:
     """Train one task's learner in place, writing history and checkpoints into the task's folder.
 
@@ -78,13 +79,14 @@ def train(
         observer: receives progress.
         what: label of progress bars.
         resume: continue from the newest checkpoint, if there is one.
+        begin: called once the evaluation before the first step, which may refuse the run, is over.
 
     Raises:
         Interrupted: a signal arrived; the state is saved.
         RunError: the student has diverged.
     """
     turns = [0] * total_steps(settings, task.encoded)
-    return Trainer([task], turns, settings, accelerator, task.folder, observer).train(what, resume)
+    return Trainer([task], turns, settings, accelerator, task.folder, observer).train(what, resume, begin)
 
 
 class Trainer:
@@ -132,12 +134,15 @@ class Trainer:
         self._saved_at = 0.0
         self._reporter = self._make_reporter()
 
-    def train(self, what: str = "training", resume: bool = False) -> TrainState:
+    def train(
+        self, what: str = "training", resume: bool = False, begin: Callable[[], object] = lambda: None
+    ) -> TrainState:
         """Train to the end, or until the score stops improving; then load the weights to export.
 
         Args:
             what: label of progress bars.
             resume: continue from the newest checkpoint, if there is one.
+            begin: called once the evaluation before the first step, which may refuse the run, is over.
 
         Raises:
             Interrupted: a signal arrived; the state is saved.
@@ -145,8 +150,10 @@ class Trainer:
         """
         if resume:
             self._resume()
+        if not self.length.is_reached(self.progress):
+            self.progress.continue_on(self.accelerator.num_processes, "fsdp2" if self.sharded else "none")
         try:
-            self._run(what)
+            self._run(what, begin)
         finally:
             for trainer in self.trainers:
                 trainer.close()
@@ -187,7 +194,7 @@ class Trainer:
             else:
                 history.cut_history(step if step else -1)
 
-    def _run(self, what: str) -> None:
+    def _run(self, what: str, begin: Callable[[], object]) -> None:
         """Take all remaining steps, monitoring and saving between them."""
         progress, length, device = self.progress, self.length, self.accelerator.device
         for trainer in self.trainers:
@@ -201,6 +208,7 @@ class Trainer:
         with first_signal(signal.SIGINT, signal.SIGTERM) as received, settings_of_steps(device, progress.quick_dropout):
             if progress.step == 0:
                 self._monitor()
+            begin()
             while not length.is_reached(progress) and not enough:
                 self._refuse_short_samples()
                 before = length.place(progress).done
@@ -246,11 +254,7 @@ class Trainer:
         """
         if self.length.is_given_up(self.progress):
             self._save()
-            raise RunError(
-                f"the student's own texts are too short for --max-tokens: at {self.length.describe(self.progress)} "
-                f"it has taken {MOST_TIMES} times the steps that texts of full length would take; learn from the data "
-                f"first (on_policy.after), or give --max-steps"
-            )
+            raise RunError(self.length.explain_giving_up(self.progress))
 
     def _enter_stage(self, trainer: TaskTrainer) -> None:
         """Minimise the objective of the next step's stage; parameters that no task reaches need no gradient."""

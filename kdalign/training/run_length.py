@@ -50,6 +50,14 @@ class RunLength:
         """Return whether samples are so short that the tokens are out of reach."""
         return self.most_steps is not None and state.step >= self.most_steps and not self.is_reached(state)
 
+    def explain_giving_up(self, state: TrainState) -> str:
+        """Explain why a run whose samples are too short ends, and what can be done."""
+        return (
+            f"the student's own texts are too short for --max-tokens: at {self.describe(state)} it has taken "
+            f"{MOST_TIMES} times the steps that texts of full length would take; learn from the data first "
+            f"(on_policy.after), or give --max-steps"
+        )
+
     def tokens_left(self, state: TrainState) -> int | None:
         """Tokens to train; None if the number of steps decides."""
         return None if self.tokens is None else max(0, self.tokens - state.tokens)

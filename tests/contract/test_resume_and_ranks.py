@@ -140,7 +140,9 @@ def check_same_steps(one, two):
     assert len(each_step(one, "loss")) == STEPS
     first, second = (load_file(run_ / "student" / "model.safetensors") for run_ in (one, two))
     for name, weight in first.items():
-        assert abs(weight - second[name]).max() < 1e-4, name
+        # Attention does not depend on the bias of keys: AdamW moves it by rounding errors, at its full rate.
+        if not name.endswith("attention.self.key.bias"):
+            assert abs(weight - second[name]).max() < 1e-5, name
 
 
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path):

@@ -5,27 +5,36 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdalign import distill
 from kdalign.distillation import memory
+from kdalign.runs.record import read_record
 from support import sharding_setting
+from support.logprob_server import logprob_server
 from support.ranks import environment, steps_done
 from support.sharding_setting import STEPS, events, recipe
 
 SCRIPT = str(Path(sharding_setting.__file__).resolve())
-NAMES = ("bert", "llama", "t5", "projections", "stages", "map", "adapters", "own texts", "teachers", "cache", "moments")
+NAMES = ("bert", "llama", "t5", "projections", "stages", "map", "adapters", "own texts", "teachers", "cache", "moments",
+         "sentences", "stream", "served", "served own texts")  # fmt: skip
 ON_FOUR = ("bert", "llama", "t5", "projections")
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0 "
+                "--nproc_per_node",
+    "accelerate": "accelerate.commands.accelerate_cli launch --multi_gpu --main_process_port 0 --num_processes",
+}  # fmt: skip
 
 
-def launch(ranks, *words):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--rdzv_backend",
-                "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
-    return subprocess.Popen([sys.executable, *torchrun, SCRIPT, *map(str, words)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=environment())  # fmt: skip
+def launch(ranks, *words, launcher="torchrun"):
+    words = ["-m", *LAUNCHERS[launcher].split(), str(ranks), SCRIPT, *map(str, words)]
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment())  # fmt: skip
 
 
 def finish(process):
@@ -42,14 +51,31 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(inputs):
-    """Each recipe by one process."""
+def served(inputs):
+    """A server of a teacher, whose address the recipes find."""
+    model, tokenizer = (
+        kind.from_pretrained(inputs / "served/teacher") for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    with logprob_server(model, tokenizer) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv(sharding_setting.SERVER, server.url)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def alone(inputs, served):
+    """The folder of a recipe's run by one process, which is made when it is first asked for."""
     out = inputs.parent / "alone"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "_trace", sharding_setting.uncounted)
-        for name in NAMES:
+
+    @cache
+    def run_of(name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, "_trace", sharding_setting.uncounted)
+            patch.setenv("KDALIGN_CACHE", str(inputs.parent / "caches"))
             distill(recipe(inputs, name, out))
-    return out
+        return out / name
+
+    return run_of
 
 
 def assert_same_run(found, expected, exact=True):
@@ -74,17 +100,27 @@ def assert_same_run(found, expected, exact=True):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "names"), [(2, NAMES), (4, ON_FOUR)])
-def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_its_student(inputs, alone, ranks, names):
-    out = inputs.parent / f"{ranks} ranks"
-    said, _ = finish(launch(ranks, inputs, out, "begin", *names))
+@pytest.mark.parametrize(
+    ("ranks", "names", "launcher"),
+    [(2, NAMES[:8], "torchrun"), (2, NAMES[8:], "torchrun"), (4, ON_FOUR, "torchrun"), (2, ("bert",), "accelerate")],
+    ids=["two ranks", "two ranks, further recipes", "four ranks", "accelerate"],
+)
+def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_its_student(
+    inputs, alone, tmp_path, ranks, names, launcher
+):
+    said, _ = finish(launch(ranks, inputs, tmp_path, "begin", *names, launcher=launcher))
     assert [line for line in said.splitlines() if line.endswith("done")].count(f"{names[0]}: done") == ranks
+    assert "the history has no gradient norms by term" in said
     for name in names:
-        assert_same_run(out / name, alone / name, exact=name != "moments")  # whose rounding differs by ranks
-        parts = [file.name for file in sorted((out / name / "checkpoints" / f"step-{STEPS}").glob("model*"))]
+        assert events(alone(name), "gradients")
+        assert not events(tmp_path / name, "gradients")
+        assert_same_run(tmp_path / name, alone(name), exact=name != "moments")  # whose rounding differs by ranks
+        parts = [file.name for file in sorted((tmp_path / name / "checkpoints" / f"step-{STEPS}").glob("model*"))]
         assert parts == [f"model-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
-    [ours], [theirs] = (sorted(folder.glob("bert/checkpoints/best-*.safetensors"))[-1:] for folder in (out, alone))
-    assert (ours.name, load_file(ours).keys()) == (theirs.name, load_file(theirs).keys())
+    if "bert" in names:
+        both = (tmp_path / "bert", alone("bert"))
+        [ours], [theirs] = (sorted(run.glob("checkpoints/best-*.safetensors"))[-1:] for run in both)
+        assert (ours.name, load_file(ours).keys()) == (theirs.name, load_file(theirs).keys())
 
 
 def kill_after(process, run, step):
@@ -108,7 +144,15 @@ def test_a_run_killed_on_four_ranks_goes_on_with_two_and_with_one(inputs, alone,
     assert list(run.glob("checkpoints/step-*/model-00001-of-00002.safetensors"))
     finish(launch(1, inputs, tmp_path, "resume", name))
     assert (run / "checkpoints" / f"step-{STEPS}" / "model.safetensors").is_file()
-    assert_same_run(run, alone / name)
+    assert_same_run(run, alone(name))
+    told = read_record(run).training["parallelism"]
+    assert [(each["ranks"], each["sharding"]) for each in told] == [(4, "fsdp2"), (2, "fsdp2"), (1, "none")]
+    first, second, third = (each["step"] for each in told)
+    assert (first, 3 <= second + 2, second < third < STEPS) == (0, True, True)
+    assert (
+        f"- Ranks: 4 from step 0 (fsdp2), 2 from step {second} (fsdp2), 1 from step {third}"
+        in (run / "student" / "README.md").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -125,5 +169,5 @@ def test_a_run_killed_alone_goes_on_with_two_ranks_and_a_damaged_part_falls_back
     data[-1] ^= 1
     part.write_bytes(data)
     said, _ = finish(launch(4, inputs, tmp_path, "resume", "bert"))
-    assert_same_run(run, alone / "bert")
+    assert_same_run(run, alone("bert"))
     assert "step-6 (optimizer-00001-of-00002.safetensors was changed)" in said

@@ -24,6 +24,7 @@ from kdalign.observer import no_progress
 from kdalign.teachers.cache_files import CacheFolder, CacheIndex
 from support.answering_server import answering_server
 from support.family_setting import model, tokenizer
+from support.logprob_server import logprob_server
 from support.ranks import run
 from support.tiny import sentences
 
@@ -136,6 +137,8 @@ def test_answers_are_generated_once_whatever_the_number_of_ranks_that_go_on(root
     assert one == several
     assert [record.pop("known_before") for record in records] == [0, 40]
     assert [record.pop("seconds") > 0 for record in records] == [True, True]
+    seals = [record.pop("seal") for record in records]
+    assert seals[0] != seals[1], "of all that is in a record, these two, too"
     assert records[0] == records[1]
     assert "complete already" in launch(2, command, tmp_path / "several").stderr
 
@@ -149,6 +152,34 @@ def test_a_server_is_asked_by_the_first_rank_alone(root, tmp_path, monkeypatch):
         assert (
             len(server.asked) == json.loads((tmp_path / "here/out/generation.json").read_text())["prompts"]["different"]
         )
+
+
+LEAVING = """
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("inside" if dist.is_initialized() else "left", flush=True))
+from kdalign.devices import make_accelerator
+make_accelerator("cpu").wait_for_everyone()
+"""
+
+
+def test_ranks_leave_their_group_as_they_end(tmp_path):
+    (tmp_path / "script.py").write_text(LEAVING)  # what is registered first runs last
+    done = run([*TORCHRUN, "2", tmp_path / "script.py"])
+    assert (done.returncode, done.stdout.split()) == (0, ["left", "left"]), done.stderr
+
+
+def test_a_served_teacher_that_is_refused_ends_all_ranks_with_its_line(root, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with logprob_server(model("gpt2"), tokenizer("causal"), protocols=()) as server:
+        command = ["distill", "--teacher", "openai:tiny", "--base-url", server.url, "--student", root / "gpt2"]
+        command += ["--task", "lm:sst2", "--data", data, "--max-length", 24, *DEVICE, "--out", "run"]
+        done = launch(2, command, tmp_path / "here", status=1)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("kdalign: error")]
+    assert len(lines) == 2
+    assert "another process" not in done.stderr
+    assert "texts that it writes can be learned from" in lines[0] == lines[1]
+    assert not (tmp_path / "here" / "run").exists()
 
 
 @pytest.mark.parametrize(("kind", "size"), [("classes", 2), ("tokens", 3)])

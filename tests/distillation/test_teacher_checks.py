@@ -3,12 +3,15 @@
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.devices import make_accelerator
@@ -207,6 +210,53 @@ def test_a_student_that_is_better_than_its_teacher_before_training_is_refused(kd
     said = json.loads((tmp_path / "runs/a/record.json").read_text())["data"]["checks"]["weak-teacher"]
     assert "the commonest class alone" in said
     assert "before its first step, the student is better" in said
+
+
+class Tracker(GeneralTracker):
+    """Stands in for a tracker that is not installed here: a file of what it was told."""
+
+    name, requires_logging_directory, tracker = "tensorboard", True, None
+
+    def __init__(self, run_name, logging_dir, **_):
+        super().__init__()
+        self.file = Path(logging_dir) / "tracked.jsonl"
+
+    def _tell(self, *said):
+        with self.file.open("a") as file:
+            print(json.dumps(said), file=file)
+
+    def start(self):
+        self._tell("start")
+
+    def store_init_configuration(self, values):
+        self._tell("recipe", values["student"])
+
+    def log(self, values, step=None, **_):
+        self._tell("step", step)
+
+
+@pytest.mark.slow
+def test_trackers_start_after_the_check_of_the_first_step_which_may_refuse_the_run(
+    kdalign, teacher, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    worse = AutoModelForSequenceClassification.from_pretrained(teacher)
+    with torch.no_grad():
+        worse.classifier.bias += torch.tensor([0.0, -2.5])
+    worse.save_pretrained(tmp_path / "worse")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "worse")
+    command = ("distill", "--teacher", tmp_path / "worse", "--student", teacher, "--task", "sst2", "--data", data,
+               "--max-steps", "2", "--batch-size", "8", "--device", "cpu", "--no-profile", "--out", "runs/a",
+               "--tracker", "tensorboard")  # fmt: skip
+    status, _, err = kdalign(*command)
+    assert status == 1
+    assert "before its first step, the student is better than teacher" in err.splitlines()[-1]
+    assert not (tmp_path / "runs/a").exists()
+    status, _, err = kdalign(*command, "--allow", "weak-teacher")
+    assert status == 0, err
+    told = [json.loads(line) for line in (tmp_path / "runs/a/tracked.jsonl").read_text().splitlines()]
+    assert told == [["start"], ["recipe", str(teacher)], ["step", 1], ["step", 2]]
 
 
 def answers(run, right):

@@ -1,6 +1,7 @@
 """Runs of tiny models that several ranks share: recipes by name, and what one process and several make of them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from kdalign.models.layouts import LAYOUTS
 from kdalign.observer import NullObserver
 from kdalign.recipe import Recipe
 from support import family_setting
+from support.served_setting import save_pair
 from support.tiny import save_model, sentences
 
 STEPS = 8
+SERVER = "KDALIGN_TEST_SERVER"
+"""Environment variable with the address of the server that recipes of served teachers ask."""
 
 
 def make_inputs(folder: Path) -> None:
@@ -28,6 +32,10 @@ def make_inputs(folder: Path) -> None:
         table = pd.DataFrame({"sentence": rows, "label": labels, "idx": range(n)})
         table.to_parquet(labelled / f"{split}.parquet")
         pd.DataFrame({"text": rows, "a": rows, "b": rows[::-1]}).to_parquet(texts / f"{split}.parquet")
+    (folder / "pairs").mkdir()
+    pd.DataFrame({"text": sentences(60, 0)[0]}).to_parquet(folder / "pairs" / "train.parquet")
+    alike = {"sentence1": sentences(24, 1)[0], "sentence2": sentences(24, 2)[0], "label": [n % 5 for n in range(24)]}
+    pd.DataFrame(alike).to_parquet(folder / "pairs" / "validation.parquet")
     names = {0: "negative", 1: "positive"}
     (folder / "bert").mkdir()
     (folder / "narrow").mkdir()
@@ -35,6 +43,7 @@ def make_inputs(folder: Path) -> None:
     save_model(folder / "bert", "bert", id2label=names)
     save_model(folder / "narrow", "bert", layers=2, width=24, heads=4, seed=1)
     save_model(folder / "other", "bert", layers=3, seed=2, id2label=names)
+    save_pair(folder / "served")
     for kind in ("llama", "t5"):
         model = family_setting.model(kind)
         if kind == "llama":  # as SmolLM2, whose vocabulary's map is its embeddings
@@ -52,6 +61,13 @@ def recipes(folder: Path) -> dict[str, dict]:
     llama = {"teacher": str(folder / "llama"), "student": "layers=2", "data": texts}
     t5 = {**llama, "teacher": str(folder / "t5"), "data": {**texts, "task": ["translation:a-b"]}}
     words = {"hard": 0.5, "alpha": 1, "beta": 1, "gamma": 0.5, "delta": 0.5, "embeddings": 0.5, "relations": 0.5}
+    served = {
+        "teacher": "openai:tiny",
+        "student": str(folder / "served" / "student"),
+        "data": {**texts, "folder": str(folder / "served" / "texts"), "max_length": 32},
+        "objective": {"hard": 0.5},
+        "served": {"base_url": os.environ.get(SERVER), "top_k": 8},
+    }
     best = {"select": "best", "holdout": 0.2}
     narrow = {**bert, "student": str(folder / "narrow"), "train": {"gradient_checkpointing": True}}
     return {
@@ -69,6 +85,16 @@ def recipes(folder: Path) -> dict[str, dict]:
         "own texts": {**llama, "objective": words, "on_policy": {"share": 0.5, "max_new_tokens": 6}},
         "teachers": {**bert, "teacher": [str(folder / "bert"), str(folder / "other")], "objective": {"beta": 0}},
         "cache": {**bert, "objective": {"beta": 0, "delta": 0}, "cache": {}},
+        "sentences": {
+            **bert,
+            "student": str(folder / "narrow"),
+            "data": {"task": ["embedding"], "folder": str(folder / "pairs")},
+            "objective": {"terms": {"info-nce": {"weight": 0.5, "queue": 16}, "cka": {"weight": 0.1}}},
+            "train": {"micro_batch": 6},  # a group is a micro-batch of all ranks
+        },
+        "stream": {**bert, "data": {**labelled, "streaming": True, "stream_rows": 20}},
+        "served": served,
+        "served own texts": {**served, "on_policy": {"share": 0.5, "max_new_tokens": 6}},
         "moments": {**bert, "train": {"optimizer_state": "bf16"}},
     }
 

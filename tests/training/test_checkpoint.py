@@ -49,3 +49,12 @@ def test_a_checkpoint_goes_on_on_every_name_of_the_cpu(tmp_path, device):
     for learner, steps in ((module, optimizer), (other, moments)):
         taken(learner, steps)
     assert torch.equal(module.weight, other.weight)
+
+
+def test_progress_tells_which_ranks_took_which_steps():
+    progress = TrainState()
+    for step, ranks, sharding in ((0, 4, "fsdp2"), (3, 4, "fsdp2"), (5, 2, "fsdp2"), (7, 2, "none"), (7, 1, "none")):
+        progress.step = step  # at 7 the first launch took no step
+        progress.continue_on(ranks, sharding)
+    spans = [(each["step"], each["ranks"], each["sharding"]) for each in progress.parallelism]
+    assert spans == [(0, 4, "fsdp2"), (5, 2, "fsdp2"), (7, 1, "none")]

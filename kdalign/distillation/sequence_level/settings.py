@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from kdalign.distillation.sequence_level.filters import check_best_of, parse_filters
+from kdalign.environment import program
 from kdalign.errors import UsageError, shorten
 from kdalign.metrics.languages import language_code
 from kdalign.recipe import LONGEST_INPUT, MOST_ROWS, MOST_TOKENS, DataSettings
@@ -133,8 +134,8 @@ class GenerateSettings(Section):
 
     @property
     def command(self) -> str:
-        """The command with these settings."""
-        words = ["kdalign", "generate"]
+        """The command with these settings, on as many ranks."""
+        words = [*program().split(), "generate"]
         for name, value in self:
             if name not in self.given:
                 continue

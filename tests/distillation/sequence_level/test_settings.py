@@ -55,6 +55,13 @@ def test_samples_have_temperature_one_unless_told_otherwise():
     assert build_settings({**given, "temperature": 0.5, "top_p": 0.9}).heat == 0.5
 
 
+def test_the_command_of_settings_is_for_as_many_ranks(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert build_settings({"teacher": "t", "task": "chat", "out": "o"}).command == (
+        "torchrun --nproc_per_node 3 -m kdalign generate --teacher t --task chat --out o"
+    )
+
+
 def test_settings_of_a_server_have_their_place_in_the_command():
     given = {"teacher": "openai:m", "task": "chat", "out": "o", "base_url": "http://h/v1", "chat": True}
     assert build_settings(given).command == (
