@@ -68,7 +68,8 @@ def _check_launcher() -> None:
 LONGEST_WAIT = timedelta(days=1)
 """How long a rank waits for another: the first one alone reads weights, asks servers, scores texts and writes files.
 
-By torch's own limit (NCCL's is ten minutes) the others would end the run; that a process has ended shows without it.
+By torch's own limit (NCCL's is ten minutes) the others would end the run. That a process has ended shows without it:
+its launcher ends the others.
 """
 
 

@@ -1,5 +1,6 @@
 """Choose the source of a run's teacher: weights in memory, a cache, or a server."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.teacher_cache import use_cache
 from kdalign.distillation.tokenize import OpenedRun
+from kdalign.environment import trim_heap
 from kdalign.objective.checks import check_teacher
 from kdalign.objective.objective import Objective
 from kdalign.observer import Observer
@@ -35,6 +37,9 @@ def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> Computed
         replace(teacher, model=brought.model, shapes=None)
         for teacher, brought in zip(loaded.teachers, computed, strict=True)
     )
+    if sharded:  # the models in float32 are in circles of references
+        gc.collect()
+        trim_heap()
     if len(computed) > 1:
         return SeveralTeachers(tuple(computed), mixing_of(run.recipe))
     return computed[0] if computed else None

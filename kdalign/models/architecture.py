@@ -278,6 +278,19 @@ def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device
     return model.eval()
 
 
+def new_model(auto: Any, config: "PretrainedConfig") -> "PreTrainedModel":
+    """Build a float32 model of a configuration by one of Transformers' auto classes, with weights of its own.
+
+    Inside ``without_storage`` none of them has storage, not even XLNet's, which Transformers allocates all the same.
+    """
+    import torch
+
+    model: PreTrainedModel = auto.from_config(config, attn_implementation=attention_of(config), dtype=torch.float32)
+    if torch.get_default_device().type == "meta":
+        model.to("meta").tie_weights()
+    return model
+
+
 def attention_of(config: "PretrainedConfig") -> str:
     """Return the attention implementation to load a model with: SDPA, or eager if it has code of its own.
 

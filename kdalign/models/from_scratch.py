@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.errors import UsageError, unknown
-from kdalign.models.architecture import attention_of, language_model_class
+from kdalign.models.architecture import language_model_class, new_model
 from kdalign.models.heads import LANGUAGE_HEADS, auto_class
 from kdalign.models.layouts import LAYOUTS
 
@@ -224,10 +224,10 @@ def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     auto = auto_class(LANGUAGE_HEADS[LAYOUTS[config.model_type].family])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = auto.from_config(
-            copy.deepcopy(config), attn_implementation=attention_of(config), dtype=torch.float32
-        )
+        model = new_model(auto, copy.deepcopy(config))
     for name, module in model.base_model.named_modules():
+        if model.device.type == "meta":
+            break
         if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and module.weight.requires_grad:
             spread = float(module.weight.detach().std())
             with torch.no_grad():

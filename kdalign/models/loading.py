@@ -19,6 +19,7 @@ from kdalign.models.architecture import (
     attention_of,
     layout_of,
     meta_model,
+    new_model,
 )
 from kdalign.models.checkpoint_files import SOUND_NAME, Checkpoint, describe_config, is_local, quiet_transformers
 from kdalign.models.gguf_files import load_gguf_model
@@ -195,9 +196,7 @@ def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Put a head drawn by the seed on the same encoder, even if the checkpoint's head would fit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = AutoModelForSequenceClassification.from_config(
-            model.config, attn_implementation=attention_of(model.config), dtype=model.dtype
-        )
+        fresh = new_model(AutoModelForSequenceClassification, model.config)
     fresh.base_model.load_state_dict(model.base_model.state_dict())
     return fresh
 

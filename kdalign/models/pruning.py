@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.errors import UsageError, unknown
-from kdalign.models.architecture import Stack, accepted_inputs, attention_of, describe
+from kdalign.models.architecture import Stack, accepted_inputs, describe, new_model
 from kdalign.models.capture import inference_mode
 from kdalign.models.heads import auto_class, head_of_class
 from kdalign.models.pruning_layouts import FAMILIES, Axis
@@ -51,9 +51,7 @@ def prune_width(
     config = prune_config(model.config, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student: PreTrainedModel = auto_class(head_of_class(type(model).__name__)).from_config(
-            config, attn_implementation=attention_of(config), dtype=torch.float32
-        )
+        student = new_model(auto_class(head_of_class(type(model).__name__)), config)
     if by == "random":
         return student
     (old,), (new,) = describe(model.config).stacks, describe(config).stacks

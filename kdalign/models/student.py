@@ -12,10 +12,10 @@ from kdalign.data.token_matching import source_pieces
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import (
     Layer,
-    attention_of,
     block_paths,
     blocks,
     embedding_weights,
+    new_model,
     with_layers,
     with_tokenizer,
 )
@@ -169,6 +169,4 @@ def _named(text: str, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _empty(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    auto = auto_class(head_of_class(type(teacher).__name__))
-    model: PreTrainedModel = auto.from_config(config, attn_implementation=attention_of(config), dtype=torch.float32)
-    return model
+    return new_model(auto_class(head_of_class(type(teacher).__name__)), config)

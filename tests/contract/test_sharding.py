@@ -21,8 +21,8 @@ from support.ranks import environment, steps_done
 from support.sharding_setting import STEPS, events, recipe
 
 SCRIPT = str(Path(sharding_setting.__file__).resolve())
-NAMES = ("bert", "llama", "t5", "projections", "stages", "map", "adapters", "own texts", "teachers", "cache", "moments",
-         "sentences", "stream", "served", "served own texts")  # fmt: skip
+NAMES = ("bert", "llama", "t5", "projections", "stages", "map", "adapters", "own texts", "new",
+         "teachers", "cache", "moments", "sentences", "stream", "served", "served own texts")  # fmt: skip
 ON_FOUR = ("bert", "llama", "t5", "projections")
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0 "
@@ -102,7 +102,7 @@ def assert_same_run(found, expected, exact=True):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "names", "launcher"),
-    [(2, NAMES[:8], "torchrun"), (2, NAMES[8:], "torchrun"), (4, ON_FOUR, "torchrun"), (2, ("bert",), "accelerate")],
+    [(2, NAMES[:9], "torchrun"), (2, NAMES[9:], "torchrun"), (4, ON_FOUR, "torchrun"), (2, ("bert",), "accelerate")],
     ids=["two ranks", "two ranks, further recipes", "four ranks", "accelerate"],
 )
 def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_its_student(
@@ -121,6 +121,16 @@ def test_ranks_that_share_the_models_take_the_steps_of_one_process_and_export_it
         both = (tmp_path / "bert", alone("bert"))
         [ours], [theirs] = (sorted(run.glob("checkpoints/best-*.safetensors"))[-1:] for run in both)
         assert (ours.name, load_file(ours).keys()) == (theirs.name, load_file(theirs).keys())
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_rounded_once_it_is_shared_teaches_as_one_that_is_whole(inputs, alone, tmp_path):
+    finish(launch(2, inputs, tmp_path, "begin", "rounded"))
+    ours, theirs = (
+        [event["loss"] for event in events(run, "step")] for run in (tmp_path / "rounded", alone("rounded"))
+    )
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-2)
 
 
 def kill_after(process, run, step):

@@ -5,6 +5,7 @@ import logging
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
+from kdalign.data.tasks import find_task
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Stack, describe
+from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.from_scratch import ScratchSpec, build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.models.heads import LANGUAGE_HEADS, head_of
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.loading import load_any, load_classifier, without_storage
+from kdalign.models.student import copy_layers, transfer_vocabulary
+from support.covering import one_of_each
 from support.tiny import sentences
 
 POSITIONS = 24
@@ -439,3 +445,31 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     command = [sys.executable, "-c", AGAIN, json.dumps(TEXTS)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == here
+
+
+@pytest.mark.parametrize("kind", one_of_each(list(LAYOUTS), ("bert", "gpt2", "xlnet")))
+def test_shapes_alone_are_those_of_the_models_that_have_weights(kind, tmp_path):
+    """As ranks other than the first have them: a new model, one cut out of it, and one with a new head."""
+    family = LAYOUTS[kind].family
+    build_from_scratch(tiny(kind), 0).save_pretrained(tmp_path)
+    checkpoint = find_checkpoint(str(tmp_path))
+    smaller = train_tokenizer(TEXTS, 320, family, POSITIONS)
+
+    def cut():
+        return copy_layers(load_any(checkpoint), {each.name: (1,) for each in describe(checkpoint.config).stacks})
+
+    made = [partial(build_from_scratch, tiny(kind), 0), cut,
+            lambda: transfer_vocabulary(load_any(checkpoint), smaller, tokenizer_of(kind))]  # fmt: skip
+    if family != "seq2seq":
+        made.append(lambda: load_classifier(checkpoint, find_task("sst2"), fresh_head=True, seed=0))
+    for make in made:
+        whole = make()
+        with without_storage():
+            shapes = make()
+        for ours, theirs in ((shapes.named_parameters(), whole.named_parameters()),
+                             (shapes.named_buffers(), whole.named_buffers())):  # fmt: skip
+            ours, theirs = list(ours), list(theirs)
+            assert [(name, each.shape, each.dtype) for name, each in ours] == [
+                (name, each.shape, each.dtype) for name, each in theirs
+            ]
+            assert all(each.is_meta for _, each in ours)

@@ -72,7 +72,9 @@ def recipes(folder: Path) -> dict[str, dict]:
     narrow = {**bert, "student": str(folder / "narrow"), "train": {"gradient_checkpointing": True}}
     return {
         "bert": {**bert, "objective": {"gamma": 0.5, "relations": 0.5}, "train": best},
-        "llama": {**llama, "objective": words, "train": {"samples": 2}},
+        "llama": {**llama, "objective": words, "train": {"samples": 2, "profile": True}},
+        "rounded": {**llama, "objective": words, "train": {"precision": "bf16"}},
+        "new": {**llama, "student": "new:gpt2,layers=2,width=32,heads=4", "objective": {"hard": 0.5}},
         "t5": {**t5, "objective": words, "train": {"samples": 1, "gradient_checkpointing": True}},
         "projections": {
             **narrow,
