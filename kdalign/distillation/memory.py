@@ -55,6 +55,8 @@ from kdalign.training.optimizer import MOMENT_BYTES
 HEAP_SHARE, HEAP_BYTES = 0.15, 2**27
 """What the heap of the C library takes beside tensors: gaps between those of other sizes, as a share of the tensors,
 and bytes that loading leaves behind. Measured with glibc on the recipes of docs/performance.md."""
+HEAP_OF_SHARDS = 2**25
+"""What it takes where models are loaded in shards, each piece of which has memory of its own."""
 LATER_BYTES = 50e6
 """Bytes of libraries that are loaded after the checks, and of what they keep."""
 _MOST_LETTERS = 100
@@ -121,9 +123,8 @@ def predict_memory(run: PreparedRun, placement: Placement | None = None) -> Memo
     phases = _phases(run, ours, teachers, step, placement)
     if placement.device.type == "cpu":
         base = round(_resident() + LATER_BYTES)
-        copies = _copies(ours, placement, recipe)
         for phase, parts in phases.items():
-            gaps = 0 if phase == "loading" else round(HEAP_BYTES + HEAP_SHARE * sum(parts.values())) + copies
+            gaps = 0 if phase == "loading" else _gaps(run, ours, placement, sum(parts.values()))
             phases[phase] = {MemoryPart.BASE: base, **parts, MemoryPart.HEAP: gaps}
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     largest = {part: size for part, size in phases[phase].items() if size}
@@ -136,17 +137,21 @@ def _why_rough(error: Exception) -> str:
     return said if type(error) is LookupError else f"counting a step failed ({type(error).__name__}: {said})"
 
 
-def _copies(ours: PreTrainedModel, placement: Placement, recipe: Recipe) -> int:
-    """Return the bytes of copies by which ranks on CPUs communicate, which stay in the heap once they are freed.
+def _gaps(run: PreparedRun, ours: PreTrainedModel, placement: Placement, tensors: int) -> int:
+    """Return the bytes of the heap beside so many bytes of tensors, on a CPU.
 
-    DDP first sends all weights in flat copies of 250 MiB, two at a time. To shard a student, each rank first has all of
-    it; gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among
-    the parameters.
+    Some of them are copies by which ranks communicate, which stay in the heap once they are freed. DDP first sends all
+    weights in flat copies of 250 MiB, two at a time. To shard a student that it has loaded whole, a rank has all of it;
+    gloo gathers what is in no layer into a tensor of its own, and torch from there into one that it divides among the
+    parameters. Models that are loaded in shards leave little.
     """
-    weights = 4 * count_parameters(ours)
-    if placement.shards(recipe):
-        return weights + 2 * gathered_bytes(ours, 4).outside
-    return min(weights, 2 * 250 * 2**20) if placement.ranks > 1 else 0
+    weights, shards = 4 * count_parameters(ours), placement.shards(run.recipe)
+    if shards and run.loads_in_shards:
+        return HEAP_OF_SHARDS
+    copies = min(weights, 2 * 250 * 2**20) if placement.ranks > 1 else 0
+    if shards:
+        copies = weights + 2 * gathered_bytes(ours, 4).outside
+    return round(HEAP_BYTES + HEAP_SHARE * tensors) + copies
 
 
 def _phases(
