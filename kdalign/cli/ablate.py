@@ -253,11 +253,11 @@ def _specify(source: RecipeSource, flags: Mapping[str, Any], compared: ComparedO
     Raises:
         UsageError: an unknown arm or task, or a value that is not accepted.
     """
-    from kdalign.runs.ablation_spec import build_ablation
+    from kdalign.runs.ablation_spec import build_ablation, check_unchanged
 
     file = source.file
     if file is None and "teacher" not in flags and "data.task" not in flags and (out / "ablation.yaml").is_file():
-        file = out / "ablation.yaml"
+        file = check_unchanged(out / "ablation.yaml")
     ablation = build_ablation(file, flags, source.sets, compared.arms, compared.seeds, compared.sweep or ())
     if compared.against is not None and compared.against not in ablation.arms:
         raise unknown("arm", compared.against, ablation.arms)

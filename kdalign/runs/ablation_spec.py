@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from kdalign.errors import UsageError, shorten, unknown
+from kdalign.errors import TamperedRun, UsageError, shorten, unknown
 from kdalign.files import check_name, write_text
 from kdalign.recipe import (
     ABLATION_KEYS,
@@ -36,8 +36,10 @@ from kdalign.recipe import (
 from kdalign.recipe.strict_yaml import parse_yaml
 from kdalign.recipe.task_defaults import SERVED_PREFIX
 from kdalign.runs.locks import LOCK
+from kdalign.runs.seal import digest_of
 
 FILE = "ablation.yaml"
+_CHECKSUM = "# SHA-256 of the lines below: "
 KEPT = "kept"
 SEARCH = "search"
 TRIED = "tried.json"
@@ -270,9 +272,25 @@ def read_ablation(out: Path) -> AblationSpec:
     """Read the ablation in a folder.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or was changed.
     """
-    return build_ablation(out / FILE, {})
+    return build_ablation(check_unchanged(out / FILE), {})
+
+
+def check_unchanged(file: Path) -> Path:
+    """Return the file of an ablation's folder if it is as it was written; one of an older version has no checksum.
+
+    Raises:
+        TamperedRun: it was changed, or cut off.
+    """
+    first, _, rest = file.read_text(encoding="utf-8", errors="backslashreplace").partition("\n")
+    changed = first.startswith(_CHECKSUM) and first != _CHECKSUM + digest_of(rest)
+    if changed or (first.startswith("#") and not rest):
+        raise TamperedRun(
+            f"{str(file)!r} was changed after it was written: put it back as it was, take its first line away to go on "
+            f"with it as it is, or give another --out"
+        )
+    return file
 
 
 def check_same(ablation: AblationSpec, out: Path, arms: bool = True) -> None:
@@ -312,7 +330,8 @@ def write_ablation(ablation: AblationSpec, out: Path) -> None:
         there = read_ablation(out)
         seeds = tuple(dict.fromkeys((*there.seeds, *ablation.seeds)))
         ablation = AblationSpec(ablation.base, {**there.arms, **ablation.arms}, seeds)
-    write_text(out / FILE, ablation.dump())
+    text = ablation.dump()
+    write_text(out / FILE, f"{_CHECKSUM}{digest_of(text)}\n{text}")
 
 
 def check_ours(out: Path) -> None:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from kdalign.comparison.budgets import arm_budget_notes
 from kdalign.comparison.compare import CompareOptions, build_table, compare
-from kdalign.errors import UsageError
+from kdalign.errors import TamperedRun, UsageError
 from kdalign.runs import archive
 from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation, write_ablation
 from kdalign.runs.archive import archive_run, read_archived
@@ -79,6 +79,22 @@ def test_what_arms_share_is_written_out_for_each(tmp_path):
     assert text.count("- embeddings") == 2
     assert not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
     assert read_ablation(tmp_path / "out") == ablation
+
+
+def test_a_changed_or_cut_file_of_the_ablation_is_named(tmp_path, kdalign):
+    write_ablation(build_ablation(None, {"teacher": "t", "student": "layers=2", "data.task": ["sst2"]}), tmp_path)
+    file = tmp_path / "ablation.yaml"
+    text = file.read_text()
+    first, _, rest = text.partition("\n")
+    for changed in (text.replace("layers=2", "layers=3"), text[:-40], first, first.replace("1", "2")):
+        file.write_text(changed)
+        with pytest.raises(TamperedRun, match=r"ablation.yaml' was changed after it was written: put it back"):
+            read_ablation(tmp_path)
+        code, _, err = kdalign("ablate", "--out", tmp_path)
+        assert code == 2
+        assert "ablation.yaml' was changed" in one_line(err)
+    file.write_text(rest.replace("layers=2", "layers=3"))  # as older versions wrote it, or as the line says
+    assert read_ablation(tmp_path).base["student"] == "layers=3"
 
 
 def test_a_schedule_of_one_arm_stays_in_it(tmp_path):
@@ -369,10 +385,14 @@ def test_a_search_over_something_else_removes_nothing(kdalign, teacher, data, tm
     assert [path.name for path in Path("a").iterdir()] == ["precious"]
 
 
+def without_checksum(file):
+    return file.read_text().partition("\n")[2]
+
+
 def test_a_recipe_edited_behind_its_results_is_refused(done, kdalign, tmp_path):
     out = copied(done, tmp_path)
     file = out / "ablation.yaml"
-    file.write_text(file.read_text().replace("max_steps: 6", "max_steps: 7"))
+    file.write_text(without_checksum(file).replace("max_steps: 6", "max_steps: 7"))
     status, _, err = kdalign("compare", "a")
     assert status == 2
     assert "is of another recipe, train.max_steps differ" in one_line(err)
@@ -385,7 +405,7 @@ def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data
     table = pd.read_parquet(other / "train.parquet")
     table.assign(label=1 - table["label"]).to_parquet(other / "train.parquet")
     file = out / "ablation.yaml"
-    file.write_text(file.read_text().replace(str(data), str(other)))
+    file.write_text(without_checksum(file).replace(str(data), str(other)))
     for run_folder in out.glob("*-seed?"):
         shutil.rmtree(run_folder)
     for result in (out / "kept").glob("*seed*"):
