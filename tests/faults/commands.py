@@ -97,12 +97,16 @@ def _hash(content: bytes) -> str:
 
 
 def _files(folder: Path, left_out: tuple[str, ...] = ()) -> dict[str, str]:
-    """Hashes of a folder's files."""
+    """Hashes of a folder's files; of JSON that of what it says, which a lost newline at its end does not change."""
     return {
-        str(file.relative_to(folder)): _hash(file.read_bytes())
+        str(file.relative_to(folder)): _hash(_said(file) if file.suffix == ".json" else file.read_bytes())
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not file.name.endswith(left_out)
     }
+
+
+def _said(file: Path) -> bytes:
+    return json.dumps(json.loads(file.read_bytes())).encode()
 
 
 _TIMED = ("record.json", "log.txt", "log.1.txt", "README.md")
