@@ -391,7 +391,8 @@ def check_writable(folder: Path) -> None:
         for parent in (folder, *folder.parents):
             if parent.is_dir():
                 if not os.access(parent, os.W_OK | os.X_OK):
-                    raise UsageError(f"cannot write into {str(parent)!r}: permission denied")
+                    why = "read-only file system" if os.statvfs(parent).f_flag & os.ST_RDONLY else "permission denied"
+                    raise UsageError(f"cannot write into {str(parent)!r}: {why}")
                 with TemporaryFile(dir=parent):  # unnamed; os.access allows root everything, even /proc
                     return
             if parent.exists() or parent.is_symlink():

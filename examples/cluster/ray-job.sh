@@ -1,7 +1,9 @@
 #!/bin/bash
-# An ablation on the machines of a Ray cluster: bash examples/cluster/ray-job.sh http://HEAD:8265 ablation.yaml
-# The folder from which it is called goes to the cluster, where kdalign is installed on every machine (pip install
-# 'kdalign[ray]'); models, data and runs are on a disk that all of them share.
+# An ablation on the machines of a Ray cluster: bash examples/cluster/ray-job.sh http://HEAD:8265 /shared/ablation.yaml /shared/out
+# kdalign is installed on every machine (pip install 'kdalign[ray]'). The recipe, its models and data, and OUT are on a
+# disk that all of them share, with absolute paths: Ray runs the job in a folder of its own. The same line resumes it.
 set -euo pipefail
-recipe=${2:?usage: ray-job.sh ADDRESS RECIPE}
-exec ray job submit --address "$1" --working-dir . -- kdalign ablate --recipe "$recipe" --engine ray --ray-address auto
+usage="usage: ray-job.sh ADDRESS RECIPE OUT, the last two absolute"
+recipe=${2:?$usage} out=${3:?$usage}
+[[ $recipe == /* && $out == /* ]] || { echo "$usage" >&2; exit 2; }
+exec ray job submit --address "$1" -- kdalign ablate --recipe "$recipe" --out "$out" --engine ray --ray-address auto

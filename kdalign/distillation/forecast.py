@@ -21,6 +21,7 @@ from kdalign.distillation.memory import (
     training_device,
     with_head,
 )
+from kdalign.distillation.preflight import SMALLER
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.run_folders import split_by_task
 from kdalign.distillation.tokenize import tokenize_for_training
@@ -324,9 +325,19 @@ def _link(hardware: Hardware, ranks: int) -> float | None:
     return min(hardware.link, NETWORK)
 
 
+def _what_to_do(forecast: Forecast) -> list[str]:
+    """Say what can be done about a run that does not fit."""
+    if forecast.fits:
+        return []
+    shared = forecast.sharding != "none" or forecast.ranks == 1
+    first = "" if shared else "share the models (--set train.sharding=fsdp2), or "
+    return [f"{forecast.memory.phase} does not fit in a rank's memory: {first}{SMALLER}"]
+
+
 def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
     """List what stands in for something, what was assumed, and what is left out."""
-    recipe, hardware, notes = configured.run.recipe, forecast.hardware, [*configured.stand_ins]
+    recipe, hardware = configured.run.recipe, forecast.hardware
+    notes = [*configured.stand_ins, *_what_to_do(forecast)]
     notes += [f"the memory is rough: {forecast.memory.missing}"] if forecast.memory.missing else []
     if hardware.accelerator:
         notes.append(
@@ -340,7 +351,7 @@ def _notes(configured: ConfiguredRun, forecast: Forecast) -> list[str]:
         notes.append(f"{forecast.ranks} ranks are in several machines, each with a network of {NETWORK / 1e9:.0f} GB/s")
     if forecast.sharding != "none" and configured.run.loads_in_shards:
         whole = 4 * (sum(forecast.teachers.values()) + forecast.student[1])
-        notes.append(f"while it loads, the machine of the first rank holds both models whole: {size_text(whole)}")
+        notes.append(f"while it loads, the machine of the first rank holds each model whole: {size_text(whole)}")
     rows = round(forecast.rows.batch)
     if forecast.ranks > rows:
         notes.append(f"a step has {rows} rows: of {forecast.ranks} ranks, {forecast.ranks - rows} have none")

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -34,6 +35,8 @@ from kdalign.version import __version__, code_digest
 
 MAX_RETRIES = 3
 """Times that a trial is tried again where its node or process is lost."""
+CONNECT_SECONDS = 10.0
+"""Seconds in which the address of a cluster must answer."""
 ANSWER_SECONDS = 120.0
 """Seconds in which a node must say whether it has what the runs need."""
 
@@ -70,6 +73,7 @@ class RayEngine:
         except ImportError:
             raise UsageError("--engine ray needs a package: pip install 'kdalign[ray]'") from None
         logging.getLogger("ray").setLevel(logging.ERROR)
+        check_answers(address)
         started = {"num_cpus": available_cores(), "include_dashboard": False} if address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)
         with library_errors(f"no Ray cluster at {address!r}", "ray start --head starts one on this machine"):
@@ -144,6 +148,21 @@ class Node:
     name: str
     cpus: float
     gpus: float
+
+
+def check_answers(address: str) -> None:
+    """Refuse the address of a machine on which nothing answers, to which Ray would go on connecting for minutes.
+
+    Raises:
+        UsageError: the address.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()):  # auto, or local
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster answers at {address!r}: {cause_of(error)}") from None
 
 
 def _live_nodes() -> dict[str, Node]:

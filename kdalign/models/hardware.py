@@ -76,7 +76,7 @@ def find_gpu(name: str) -> Hardware:
         UsageError: an unknown name, with the known ones.
     """
     if name.lower() not in GPUS:
-        raise unknown("--device-name", name, GPUS)
+        raise unknown("--device-name", name, [*GPUS, "or --peak-tflops and --memory-gb of another"])
     return GPUS[name.lower()]
 
 
@@ -101,7 +101,9 @@ def describe_hardware(
     """
     if name is None and (teraflops is None or gigabytes is None):
         if any(given is not None for given in (teraflops, gigabytes, bandwidth, link)):
-            raise UsageError("a device without --device-name needs --peak-tflops and --memory-gb")
+            raise UsageError(
+                "figures replace those of a --device-name; another device needs both --peak-tflops and --memory-gb"
+            )
         return None
     base = Hardware("the device given", 0, 0, None, None) if name is None else find_gpu(name)
     return Hardware(

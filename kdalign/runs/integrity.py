@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdalign.errors import TamperedRun
 from kdalign.files import sha256
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree
 from kdalign.runs.seal import seal_of
 
@@ -29,6 +30,7 @@ def read_checked(path: Path) -> RunRecord:
     folder = path.parent if path.name == RECORD else path
     if record.seal and record.seal != seal_of(tree):
         raise TamperedRun(f"run {str(folder)!r}: {RECORD} was changed after the run ended: its seal does not fit it")
+    _ = RunFolder(folder).begun  # whose seal is checked, though a finished run needs it no more
     check_files(folder, _small(record.files))
     return record
 

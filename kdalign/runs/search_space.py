@@ -88,6 +88,8 @@ def read_space(file: Path | None, searches: Sequence[str]) -> dict[str, Range | 
             raise UsageError(f"--search {key}: every run of an ablation has its own")
     for key, values in (space | given).items():
         if not isinstance(values, Range) and len(values) == 1:
+            if ".." in str(values[0]):
+                raise UsageError(f"search of {key}: the ends of {values[0]!r} are not numbers; --search takes {FORMS}")
             raise UsageError(
                 f"search of {key}: one value leaves nothing to choose; --set {key}={values[0]} gives it to every run, "
                 f"and --search takes {FORMS}"

@@ -189,10 +189,10 @@ class Trainer:
             )
         forget_after(self.folder, step)
         for history in self._histories:
-            if saved.path is not None and saved.checked:
-                history.cut_history_to(saved.histories[checkpoint_name(history, self.folder)])
+            if saved.path is not None and not saved.checked:
+                history.cut_history(step)
             else:
-                history.cut_history(step if step else -1)
+                history.cut_history_to(saved.histories.get(checkpoint_name(history, self.folder), 0))
 
     def _run(self, what: str, begin: Callable[[], object]) -> None:
         """Take all remaining steps, monitoring and saving between them."""

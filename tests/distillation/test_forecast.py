@@ -185,8 +185,15 @@ def test_a_served_teacher_and_a_single_rank_that_shards_are_said_so(recipe_of, t
 
 
 def test_a_run_that_does_not_fit_is_said_so(recipe_of):
-    assert only(recipe_of(), 1, DEVICE).fits
-    assert not only(recipe_of(), 1, replace(DEVICE, memory=LIBRARIES_ON_GPU)).fits
+    fitting = only(recipe_of(), 2, DEVICE)
+    assert (fitting.fits, [note for note in fitting.notes if "does not fit" in note]) == (True, [])
+    tiny = replace(DEVICE, memory=LIBRARIES_ON_GPU)
+    for keys, mend in (({}, "share the models (--set train.sharding=fsdp2), or take a smaller train.micro_batch"),
+                       ({"train__sharding": "fsdp2"}, "take a smaller train.micro_batch")):  # fmt: skip
+        found = only(recipe_of(**keys), 2, tiny)
+        [said] = [note for note in found.notes if "does not fit" in note]
+        assert not found.fits
+        assert said.startswith(f"{found.memory.phase} does not fit in a rank's memory: {mend}")
 
 
 def test_real_texts_and_their_tokenizer_are_read_if_they_are_there(teacher, data):
@@ -256,7 +263,7 @@ def test_what_is_not_accepted_is_refused_in_one_line(recipe_of, kdalign, tmp_pat
     file.write_text(yaml.safe_dump(recipe_of().model_dump(mode="json")))
     cases = {
         ("--plan", file, "--device-name", "h10"): "did you mean 'h100'",
-        ("--plan", file, "--peak-tflops", "10"): "needs --peak-tflops and --memory-gb",
+        ("--plan", file, "--peak-tflops", "10"): "needs both --peak-tflops and --memory-gb",
         ("--plan", file, "--efficiency", "40"): "--efficiency 40: accepted is a number above 0, at most 1",
         ("--plan", file, "--seq-len", "16"): "--plan takes models, lengths and precision from the recipe",
         ("--plan", file, "--teacher", "nowhere/at/all"): "does not exist",
@@ -276,7 +283,7 @@ def test_a_device_that_is_given_by_figures_needs_its_peak_and_memory():
     faster = hardware.describe_hardware("a100", teraflops=400)
     assert (faster.flops, faster.memory) == (4e14, GPUS["a100"].memory)
     assert hardware.describe_hardware() is None
-    with pytest.raises(UsageError, match="needs --peak-tflops and --memory-gb"):
+    with pytest.raises(UsageError, match="needs both --peak-tflops and --memory-gb"):
         hardware.describe_hardware(link=5)
 
 

@@ -21,7 +21,7 @@ from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
 from support import records
 from support.clusters import can_mount, node_without, start, two_nodes
-from support.ranks import steps_done
+from support.ranks import free_port, steps_done
 from support.tiny import one_line
 
 
@@ -217,6 +217,7 @@ def test_options_of_a_cluster_are_for_a_cluster(kdalign, teacher, data, tmp_path
         (("--gpus-per-run", "1"), "--gpus-per-run is for --engine ray"),
         (("--engine", "rya"), "unknown engine 'rya'; did you mean 'ray'?"),
         (("--engine", "ray", "--ray-address", "ray://there:1"), "--ray-address takes auto or HOST:PORT"),
+        (("--engine", "ray", "--ray-address", f"127.0.0.1:{free_port()}"), "no Ray cluster answers at '127.0.0.1:"),
     ):
         status, _, err = kdalign(*flags, *more)
         assert (status, said in one_line(err)) == (2, True), err

@@ -356,14 +356,22 @@ def test_what_can_be_seen_of_damage_without_checksums_is_refused(kdalign, killed
     assert said in err.splitlines()[-1]
 
 
+def test_a_run_without_a_checkpoint_begins_anew_whatever_its_history_holds(kdalign, killed, runs):
+    shutil.rmtree(killed / "checkpoints")
+    damage(killed / "history.jsonl", ANY["a bit flipped"])
+    status, _, err = resumed(kdalign, killed)
+    assert status == 0, err
+    ends_alike(killed, runs)
+
+
 @pytest.mark.parametrize("how", ["half", "a bit flipped", "missing"])
 @pytest.mark.parametrize(
-    "name", ["record.json", "inputs.json", "plan.json", "history.jsonl", "predictions/validation.parquet"]
+    "name", ["record.json", "inputs.json", "plan.json", "history.jsonl", "predictions/validation.parquet", "begun.json"]
 )
 @pytest.mark.parametrize("command", ["eval", "card", "inspect", "resume"])
 def test_a_finished_run_that_was_changed_is_refused_by_whatever_reads_it(kdalign, finished, command, name, how):
-    if (name, how, command) == ("record.json", "missing", "resume"):
-        return  # it is unfinished then
+    if (name, how, command) == ("record.json", "missing", "resume") or (name, how) == ("begun.json", "missing"):
+        return  # it is unfinished then; or of an older version
     damage(finished / name, ANY[how])
     before = tree_of(finished)
     words = ("distill", "--out", finished, "--resume") if command == "resume" else (command, finished)

@@ -106,7 +106,10 @@ def _files(folder: Path, left_out: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def _said(file: Path) -> bytes:
-    return json.dumps(json.loads(file.read_bytes())).encode()
+    try:
+        return json.dumps(json.loads(file.read_bytes())).encode()
+    except ValueError:  # damaged
+        return file.read_bytes()
 
 
 _TIMED = ("record.json", "log.txt", "log.1.txt", "README.md")
@@ -123,7 +126,7 @@ def facts_of_run(folder: Path) -> dict[str, Any]:
 
 def facts_of_ablation(folder: Path) -> dict[str, Any]:
     """Scores, predictions and evaluations that are kept of each run, and its weights and history."""
-    from kdalign.errors import TamperedRun
+    from kdalign.errors import UsageError
     from kdalign.runs.archive import read_all_archived
     from kdalign.runs.integrity import read_whole
 
@@ -138,7 +141,7 @@ def facts_of_ablation(folder: Path) -> dict[str, Any]:
         own = _files(folder / str(run.trial.recipe.out), _TIMED)
         try:
             read_whole(folder / str(run.trial.recipe.out))
-        except TamperedRun as error:  # the ablation needs its folder no more; whoever reads it is told
+        except UsageError as error:  # the ablation needs its folder no more; whoever reads it is told
             facts["changed"] = str(error)
         facts |= {f"{run.trial.name}/{name}": digest for name, digest in own.items()}
     return facts

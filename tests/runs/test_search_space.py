@@ -35,6 +35,10 @@ def test_lists_and_ranges_are_read_from_a_file_and_the_command_line_wins(tmp_pat
         (["train.lr"], r"--search takes KEY=VALUE,VALUE or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr'"),
         (["train.lr=1e-5..1e-3,lg"], r"or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr=1e-5\.\.1e-3,lg'"),
         (["train.lr=1e-5 .. 1e-3"], r"or KEY=LOW\.\.HIGH\[,log\], such as .*; given 'train\.lr=1e-5 \.\. 1e-3'"),
+        (
+            ["train.lr=a..b"],
+            r"search of train\.lr: the ends of 'a\.\.b' are not numbers; --search takes KEY=VALUE,VALUE or",
+        ),
         (["train.lr=1e-3"], r"search of train\.lr: one value leaves nothing to choose; --set train\.lr=0\.001"),
         (["train.lr=1e-3..1e-5"], r"search of train\.lr: a range goes from a number to a larger one; given 0\.001 to"),
         (["train.lr=0..1e-3,log"], "a range with log begins above 0"),

@@ -44,11 +44,16 @@ def each_step(out: Path, key: str) -> list[float]:
     return [event[key] for event in events if event["kind"] == "step"]
 
 
-def on_ranks(count, work, *args):
-    """Fork so many processes, connected as by torchrun, that each do some work; return what the first one's gives."""
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
     with socket.socket() as opened:
         opened.bind(("localhost", 0))
-        port = opened.getsockname()[1]
+        return int(opened.getsockname()[1])
+
+
+def on_ranks(count, work, *args):
+    """Fork so many processes, connected as by torchrun, that each do some work; return what the first one's gives."""
+    port = free_port()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     ranks = [context.Process(target=_as_rank, args=(rank, count, port, results, work, args)) for rank in range(count)]
