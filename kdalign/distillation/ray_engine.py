@@ -67,13 +67,13 @@ class RayEngine:
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
         if "://" in address:
             raise UsageError(f"--ray-address takes auto or HOST:PORT of a cluster of this machine; given {address!r}")
+        check_answers(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run leaves the user's machines
         try:
             import ray
         except ImportError:
             raise UsageError("--engine ray needs a package: pip install 'kdalign[ray]'") from None
         logging.getLogger("ray").setLevel(logging.ERROR)
-        check_answers(address)
         started = {"num_cpus": available_cores(), "include_dashboard": False} if address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)
         with library_errors(f"no Ray cluster at {address!r}", "ray start --head starts one on this machine"):
