@@ -218,7 +218,7 @@ class LocalTarget:
         dtype = self.job.settings.dtype
         # XLNet computes its positions in float32, whatever its weights are in.
         weights = torch.float32 if self.family == "permutation" else dtype
-        model = self._load().to(device, weights)
+        model = loading.round_weights(self._load(), weights).to(device)
         tokenizer = load_tokenizer(self.checkpoint)
         record = None if self.run is None else read_record(self.run.path)
         result = replace(

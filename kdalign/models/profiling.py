@@ -307,12 +307,12 @@ def measure(
     """Time forwards at batch 1 and at ``batch_size``, after warm-up; medians are kept."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     before = model.dtype
-    model.to(dtype)
+    loading.round_weights(model, dtype)
     alone = _times(model, 1, length, repeats)
     together = _times(model, batch_size, length, max(3, repeats // 5))
     with _peak(model.device) as peak:
         _times(model, batch_size, length, 1, warm_up=0)
-    model.to(before)
+    loading.round_weights(model, before)
     return Timing(
         length=length,
         batch_size=batch_size,

@@ -18,6 +18,7 @@ from kdalign.evaluation.decoding import GenerationSettings
 from kdalign.evaluation.generation import describe_generation, generate
 from kdalign.evaluation.job import EvalJob, EvalSettings
 from kdalign.metrics.text import score_texts
+from kdalign.models.architecture import count_parameters
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.layouts import LAYOUTS
 from kdalign.observer import no_progress
@@ -448,7 +449,14 @@ def test_a_language_model_whose_head_is_not_in_the_weights_is_refused(kdalign, t
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlnet", "llama", "marian"])
-def test_bfloat16_is_near_and_says_so(kdalign, models, texts, tmp_path, kind):
+def test_bfloat16_is_near_and_says_so(kdalign, models, texts, tmp_path, kind, monkeypatch):
+    frequencies = []
+
+    def count(model):
+        frequencies.extend(each.dtype for name, each in model.named_buffers() if name.endswith("inv_freq"))
+        return count_parameters(model)
+
+    monkeypatch.setattr("kdalign.evaluation.local_model.count_parameters", count)
     if kind == "marian":
         place = tmp_path / "pairs"
         place.mkdir()
@@ -464,6 +472,7 @@ def test_bfloat16_is_near_and_says_so(kdalign, models, texts, tmp_path, kind):
         assert ("bf16" in score["signature"]) is (precision == "bf16"), err
     assert values[0] == pytest.approx(values[1], rel=0.05)
     assert values[0] != values[1]
+    assert set(frequencies) == ({torch.float32} if kind == "llama" else set()), "as Transformers loads them"
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ class LocalWriter:
             return
         device = make_accelerator(self.settings.device).device
         observer.announce(f"loading {self.settings.teacher}")
-        model = loading.load_language_model(self.checkpoint).to(device, DTYPES[self.settings.precision])
+        dtype = DTYPES[self.settings.precision]
+        model = loading.round_weights(loading.load_language_model(self.checkpoint), dtype).to(device)
         progress, left = observer.progress(f"{self.settings.teacher}: answering"), len(keys) - len(numbers)
         batches = generate_batches(model, self.tokenizer, self.cases(wanted), self._generation, numbers)
         done = 0
