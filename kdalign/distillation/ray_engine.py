@@ -67,7 +67,7 @@ class RayEngine:
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
         if "://" in address:
             raise UsageError(f"--ray-address takes auto or HOST:PORT of a cluster of this machine; given {address!r}")
-        check_answers(address)
+        _check_address(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run leaves the user's machines
         try:
             import ray
@@ -150,7 +150,7 @@ class Node:
     gpus: float
 
 
-def check_answers(address: str) -> None:
+def _check_address(address: str) -> None:
     """Refuse the address of a machine on which nothing answers, to which Ray would go on connecting for minutes.
 
     Raises:

@@ -225,9 +225,9 @@ def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(auto, copy.deepcopy(config))
+    if model.device.type == "meta":
+        return model
     for name, module in model.base_model.named_modules():
-        if model.device.type == "meta":
-            break
         if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and module.weight.requires_grad:
             spread = float(module.weight.detach().std())
             with torch.no_grad():

@@ -132,17 +132,17 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _fill(part: nn.Module, fill: Callable[[Tensor], Tensor], filled: set[nn.Module]) -> nn.Module:
     """Replace parameters and buffers by what fills them, those that modules share once; modules are filled once."""
     known: dict[Tensor, Tensor] = {}
+
+    def replacement(tensor: Tensor) -> Tensor:
+        if tensor not in known:
+            found = fill(tensor).detach().contiguous()  # a transposed one has no rows to share
+            known[tensor] = nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+        return known[tensor]
+
     for module in part.modules():
-        own: tuple[dict[str, Any], ...] = () if module in filled else (module._parameters, module._buffers)
-        for kept in own:
-            for name, tensor in kept.items():
-                if tensor is None:
-                    continue
-                if tensor not in known:
-                    whole_one = fill(tensor).detach().contiguous()  # a transposed one has no rows to share
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    known[tensor] = nn.Parameter(whole_one, tensor.requires_grad) if is_parameter else whole_one
-                kept[name] = known[tensor]
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables if module not in filled else ():
+            table.update({name: replacement(tensor) for name, tensor in table.items() if tensor is not None})
     filled.update(part.modules())
     return part
 

@@ -4,12 +4,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from weakref import ref
 
 import pandas as pd
 from accelerate import Accelerator
 
 from kdalign import distill
-from kdalign.distillation import memory
+from kdalign.distillation import build, memory
+from kdalign.distillation.load import LoadedModels
+from kdalign.distillation.teacher_source import computed_teacher
 from kdalign.models.layouts import LAYOUTS
 from kdalign.observer import NullObserver
 from kdalign.recipe import Recipe
@@ -137,10 +140,19 @@ class Announcing(NullObserver):
         print(line, flush=True)
 
 
+def frees_what_it_rounds(loaded: LoadedModels, accelerator: Accelerator) -> object:
+    """Bring the teachers to their precision, after which nothing holds those in float32 that were shared."""
+    shared = [ref(next(each.model.parameters())) for each in loaded.teachers if each.shapes is not None]
+    computed = computed_teacher(loaded, accelerator)
+    assert all(each() is None for each in shared)
+    return computed
+
+
 def main() -> None:
     """On each rank: carry out recipes; words are folders of inputs and runs, ``resume`` or ``begin``, and names."""
     folder, out, what, *names = sys.argv[1:]
     memory._trace = uncounted
+    build.computed_teacher = frees_what_it_rounds
     Accelerator.end_training = lambda _: None  # after which ranks are not connected any more
     for name in names:
         # Ranks that are connected already may find what the first one has written.
