@@ -25,7 +25,7 @@ from kdalign.distillation.pipeline import prepare_all
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_answers import TeacherAnswers
 from kdalign.distillation.tokenize import begin_folder, open_run
-from kdalign.models.profiling import count_flops
+from kdalign.models.flop_count import count_flops
 from kdalign.observer import NullObserver
 from kdalign.recipe import Recipe, build_recipe
 from kdalign.stopwatch import Stopwatch

@@ -1,0 +1,1 @@
+"""Speech: made sentences, and a reference of Whisper's scores without kdalign."""

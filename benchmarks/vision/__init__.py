@@ -1,0 +1,1 @@
+"""Vision: small images with labels and with captions, as parquet files."""
