@@ -1,1 +1,1 @@
-"""Tasks and their splits, tables of files, tokenization by one or two tokenizers, corruption, windows and batches."""
+"""Tasks and their splits, sounds and images, tables of files, tokenization by one or two tokenizers, and batches."""

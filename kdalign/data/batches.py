@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kdalign.data.masks import document_mask, permutation_masks
+from kdalign.data.media.grid import grid_in
+from kdalign.data.media.readers import INPUT_MASK
 from kdalign.data.token_matching import TokenAlignment, align_tokens
 from kdalign.data.tokenized_split import CUT, DECODER, IGNORED, MASKED, RETURNED, TEACHER, IdRow, TokenizedSplit
 
@@ -39,13 +41,15 @@ class Batch:
     """Padded examples.
 
     Attributes:
-        inputs: tensors (batch, time) by name, ``attention_mask`` among them.
+        inputs: tensors (batch, time) by name, ``attention_mask`` among them; sounds and images have shapes of their
+            own.
         labels: (batch,), or None.
         counted: (batch,), false for a stand-in that keeps a rank without examples in step.
         real: (batch, time), false for padding and for tokens that are cut off.
         targets: (batch, time), the token to predict at each position of the (decoder's) output, or ``IGNORED``; None
-            for a classification task.
-        other_inputs: inputs by name of a teacher with another tokenizer; None if it reads the student's.
+            for a classification task. Of a model that labels frames (CTC), (batch, labels), the labels in their order.
+        other_inputs: inputs by name of a teacher with another tokenizer, feature extractor or image processor; None if
+            it reads the student's.
         matching: alignment of that teacher's positions with the student's.
         rows: (batch,), numbers of the examples in their split.
         labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
@@ -123,6 +127,13 @@ class Batch:
             by = self.taught_by
             return masks.all(dim=0) if by is None else masks[by, torch.arange(len(by), device=by.device)]
         return self.tokens if self.matching is None else self.tokens & self.matching.compared
+
+    @property
+    def patches(self) -> Bool[Tensor, "batch positions"]:
+        """(batch, positions), positions of the images of counted examples, on the grid of the batch."""
+        grid = grid_in(self.inputs)
+        assert grid is not None, "images are compared on a grid"
+        return self.counted[:, None].expand(-1, grid.positions)
 
     @property
     def answered(self) -> Bool[Tensor, "batch time"]:
@@ -219,7 +230,8 @@ def collate(
         ]
         columns = {name: [each[name] for each in drawn] for name in drawn[0]}
     inputs = {name: _pad(column, encoded.pad[name], width) for name, column in columns.items()}
-    real = _mask(columns["input_ids"], width)
+    media = None if encoded.media is None else encoded.media.read(rows, draw)
+    real = _mask(columns["input_ids"], width) if "input_ids" in columns or media is None else media.real
     if CUT in inputs:
         real = real & (inputs.pop(CUT) == 0)
     inputs["attention_mask"] = real.long()
@@ -229,6 +241,8 @@ def collate(
         inputs |= permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
+    if media is not None:
+        inputs |= media.inputs | ({INPUT_MASK: real.long()} if "input_ids" in columns else {})
     single, readings = None, tuple[Reading | None, ...]()
     if encoded.readers or TEACHER + "input_ids" in columns:
         places = {part: _pop_spans(inputs, part) for part in ("", DECODER) if f"{part}start" in inputs}
@@ -243,12 +257,16 @@ def collate(
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
     targets, returned = inputs.pop("targets", None), inputs.pop(RETURNED, None)
+    read_by_teacher = None
+    if media is not None and media.teacher_inputs is not None:
+        shared = {name: each for name, each in inputs.items() if name not in media.inputs}
+        read_by_teacher = shared | media.teacher_inputs
     numbers = torch.tensor(rows)
     known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
     each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
     told = None if returned is None else returned == 1
     counts = torch.full((len(rows),), counted)
-    other, matching = (None, None) if single is None else (single.inputs, single.matching)
+    other, matching = (read_by_teacher, None) if single is None else (single.inputs, single.matching)
     return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told, readings)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kdalign.data.media.augmentation import ImageAugmentation
 from kdalign.data.tokenized_split import CUT, IGNORED, MASKED, Corruption, TokenizedSplit
 from kdalign.recipe import AugmentSettings
 
@@ -118,6 +119,10 @@ def with_corruption(
         case "spans":
             how = MaskSpans(int(tokenizer.mask_token_id), special, augment.rate_used, augment.share)
             encoded = replace(encoded, corrupt=how)
+        case "crop":
+            assert encoded.media is not None, "checked: the task has images"
+            change = ImageAugmentation(augment.rate_used, augment.flip)
+            encoded = replace(encoded, media=replace(encoded.media, augmentation=change))
         case "cutoff":
             cut = TokenCutoff(special, augment.rate_used, augment.share)
             encoded = replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdalign.data.media.rows import NOUNS, MediaRows
 from kdalign.errors import UsageError, unknown
 
 
@@ -59,7 +60,13 @@ class TextNoise:
         return f"{self.kind}={self.rate:g}"
 
     def __call__(self, texts: Sequence[str], column: int = 0) -> tuple[str, ...]:
-        """Put mistakes into texts and keep their white space; the columns of a pair have different draws."""
+        """Put mistakes into texts and keep their white space; the columns of a pair have different draws.
+
+        Raises:
+            UsageError: sounds or images in place of texts.
+        """
+        if isinstance(texts, MediaRows):
+            raise UsageError(f"noise {str(self)!r} changes words, and a column of {NOUNS[texts.modality]}s has none")
         return tuple(self._noisy(column, number, text) for number, text in enumerate(texts))
 
     def _noisy(self, column: int, number: int, text: str) -> str:

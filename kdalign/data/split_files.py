@@ -1,10 +1,11 @@
-"""Find the files of a split in a folder: SPLIT.FORMAT, or shards named as on the hub."""
+"""Find the files of a split in a folder: SPLIT.FORMAT, shards named as on the hub, or a folder of sounds or images."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdalign.data.media.folders import holds_media
 from kdalign.data.tables import FORMATS, file_format
 from kdalign.errors import UsageError, did_you_mean
 
@@ -50,13 +51,15 @@ class _File:
 def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
     """List the files of a split in order; empty if the folder has no such split.
 
-    If a folder itself has no splits, its subfolder ``data`` is read, as on the hub.
+    If a folder itself has no splits, its subfolder ``data`` is read, as on the hub. A split without a file may be a
+    folder of sounds or images, which is then the only one that is listed.
 
     Raises:
-        UsageError: several files could be the split, or shards are missing.
+        UsageError: several files or folders could be the split, or shards are missing.
     """
     names = (split, *ALIASES.get(split, ()))
     found = [file for file in _files(folder, formats) if file.split in names]
+    found = found or _media_folders(folder, names)
     groups: dict[tuple[str, str, int], list[_File]] = {}
     for file in found:
         groups.setdefault(file.group, []).append(file)
@@ -96,8 +99,8 @@ def require_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path
 
 
 def available_splits(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
-    """List the splits of a folder, by its files' names."""
-    return sorted({file.split for file in _files(folder, formats)})
+    """List the splits of a folder, by the names of its files, or without any of its folders of sounds or images."""
+    return sorted({file.split for file in _files(folder, formats) or _media_folders(folder)})
 
 
 def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
@@ -107,7 +110,7 @@ def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
         if path.name.split(".")[0] not in names:
             continue
         if path.is_dir():
-            return f"; {path.name!r} is a folder, not a file"
+            return f"; {path.name!r} is a folder, not a file, and has no sounds or images to read"
         ending = file_format(path)
         if ending in formats:
             return f"; {path.name!r} is {'a broken link' if not path.exists() else 'not a regular file'}"
@@ -122,6 +125,22 @@ def _files(folder: Path, formats: Sequence[str]) -> list[_File]:
     if any(file.split in _SPLITS or file.count for file in found) or not (folder / "data").is_dir():
         return found
     return _files_in(folder / "data", formats) or found
+
+
+def _media_folders(folder: Path, names: Sequence[str] | None = None) -> list[_File]:
+    """List the folders of sounds or images in a folder, or in its subfolder ``data`` if it has none.
+
+    Args:
+        folder: folder to look in.
+        names: names of folders that are looked into; None for all.
+    """
+    for above in (folder, folder / "data"):
+        folders = sorted(path for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
+        wanted = (path for path in folders if (path.name in names if names is not None else path.name != "data"))
+        found = [_File(path, path.name) for path in wanted if holds_media(path)]
+        if found:
+            return found
+    return []
 
 
 def _files_in(folder: Path, formats: Sequence[str]) -> list[_File]:

@@ -147,6 +147,24 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
     return from_arrow(table, str(file))
 
 
+def class_names(file: Path, column: str) -> tuple[str, ...]:
+    """Return the names of a column's classes that ``datasets`` wrote into a parquet file's metadata; empty if none.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    check_regular(file)
+    with library_errors(f"{str(file)!r} is not a parquet file"):
+        metadata = pq.read_schema(file).metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def from_arrow(table: "pa.Table", where: str, first: int = 0) -> "pd.DataFrame":
     """Convert an Arrow table.
 

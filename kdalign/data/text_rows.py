@@ -1,12 +1,13 @@
 """Rows of texts in one array of bytes, which may be mapped from a file: strings exist while they are read."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from kdalign.data.media.rows import MediaRows
 from kdalign.result_cache import Draft, release_pages
 
 if TYPE_CHECKING:
@@ -140,8 +141,19 @@ class TextDraft:
 
 
 def take_texts(column: Sequence[str], rows: Sequence[int]) -> Sequence[str]:
-    """Select rows of a column of texts, in this order."""
-    return column.take(rows) if isinstance(column, TextRows) else tuple(column[row] for row in rows)
+    """Select rows of a column of texts, sounds or images, in this order."""
+    return column.take(rows) if isinstance(column, TextRows | MediaRows) else tuple(column[row] for row in rows)
+
+
+def join_texts(columns: Sequence[Sequence[str]]) -> Sequence[str]:
+    """Put the rows of several columns of texts, sounds or images one after the other."""
+    first, *others = columns
+    if not isinstance(first, MediaRows):
+        return tuple(chain.from_iterable(columns))
+    for column in others:
+        assert isinstance(column, MediaRows), "rows of one modality are joined"
+        first = first.joined(column)
+    return first
 
 
 def holds_zeros(column: Sequence[str]) -> bool:

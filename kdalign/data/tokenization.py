@@ -8,12 +8,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.corruption import MaskTokens, PermuteOrder
+from kdalign.data.input_reader import InputReader
+from kdalign.data.media.inputs import MediaInputs
+from kdalign.data.media.readers import MediaReader
 from kdalign.data.packing import pack_documents
 from kdalign.data.tasks import Examples
 from kdalign.data.text_rows import take_texts
@@ -186,15 +190,103 @@ def tokenize_pairs(
     return TokenizedSplit(columns, None, pad, truncated, words=words, bytes=size)
 
 
+def read_images(examples: Examples, reader: MediaReader) -> TokenizedSplit:
+    """Prepare images with labels, which are decoded when a batch reads them."""
+    assert examples.media is not None, "a task of images has a column of them"
+    return TokenizedSplit({}, examples.labels, {}, media=MediaInputs.of(examples.media, reader))
+
+
+def tokenize_captions(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, reader: MediaReader, max_length: int
+) -> TokenizedSplit:
+    """Tokenize the texts of images, which are decoded when a batch reads them; longer texts are truncated and counted.
+
+    A truncated text keeps its end token, at which a dual encoder takes its embedding.
+    """
+    assert examples.media is not None, "captions are of images"
+    split = tokenize_labelled(replace(examples, texts=examples.texts[1:]), tokenizer, max_length)
+    columns = {"input_ids": split.columns["input_ids"]}
+    return replace(split, columns=columns, media=MediaInputs.of(examples.media, reader))
+
+
+def tokenize_speech(examples: Examples, reader: InputReader, max_length: int, language: str = "") -> TokenizedSplit:
+    """Tokenize transcripts for a model that reads sounds, which are decoded when a batch reads them.
+
+    A transcript begins with its prompt (language, task, no timestamps): the decoder reads it, and its tokens are no
+    targets, as they are given when it transcribes. Its first word follows a space, as Whisper writes it (Radford et
+    al. 2022, arXiv:2212.04356, and ``whisper.tokenizer`` of its code). Transcripts over ``max_length`` are truncated
+    and counted. Sounds that are longer than the model reads are passed over: their transcripts tell more than it hears.
+
+    Args:
+        examples: sounds and their transcripts.
+        reader: the model's.
+        max_length: most tokens of the decoder.
+        language: code of the spoken language, which a multilingual Whisper is told; others ignore it.
+
+    Raises:
+        UsageError: all sounds are longer, or the model does not know the language.
+    """
+    assert examples.media is not None, "a task of speech has a column of sounds"
+    assert reader.media is not None, "a model of speech reads sounds"
+    tokenizer, media, texts = reader.tokenizer, MediaInputs.of(examples.media, reader.media), examples.texts[1]
+    heard = np.flatnonzero(media.lengths <= (reader.media.most or media.lengths.max()))
+    if not len(heard):
+        raise UsageError(f"{examples.split}: all {len(texts):,} sounds are longer than the model reads")
+    targets, media = [texts[row].strip() for row in heard.tolist()], media.take(heard)
+    given, (_, after) = transcript_prompt(reader, language), special_frame(tokenizer)
+    end = after[:1] or [int(tokenizer.eos_token_id)]
+    spaced = [f" {text}" for text in targets]
+    asked = [[*ids, *end] for ids in tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]]
+    room = max_length - len(given) + 1
+    truncated = sum(len(ids) > room for ids in asked)
+    asked = [ids[:room] for ids in asked]
+    columns = {
+        "decoder_input_ids": [[*given, *ids[:-1]] for ids in asked],
+        "targets": [[*[IGNORED] * (len(given) - 1), *ids] for ids in asked],
+    }
+    blank = int(tokenizer.pad_token_id)
+    words = 0 if truncated else sum(len(text.split()) for text in targets)
+    size = 0 if truncated else sum(len(text.encode("utf-8", "surrogatepass")) for text in targets)
+    pad, passed_over = {"decoder_input_ids": blank, "targets": IGNORED}, len(texts) - len(heard)
+    split = TokenizedSplit(columns, None, pad, truncated, words=words, bytes=size, media=media)
+    return replace(split, passed_over=passed_over)
+
+
+MULTILINGUAL_ENTRIES = 51_865
+"""Fewest entries of the vocabulary of a multilingual Whisper (``whisper.model`` of its code)."""
+
+
+def transcript_prompt(reader: InputReader, language: str) -> list[int]:
+    """Return the tokens that a decoder reads before a transcript: those with which it is asked to transcribe.
+
+    A multilingual Whisper is told the language and the task after its start, one of English alone is not.
+
+    Raises:
+        UsageError: a multilingual model is not told the language, or does not know it.
+    """
+    start, tokenizer = int(reader.config.decoder_start_token_id), reader.tokenizer
+    before, _ = special_frame(tokenizer)
+    given = [start, *(token for token in before if token != start)]
+    if reader.config.model_type != "whisper" or reader.config.vocab_size < MULTILINGUAL_ENTRIES:
+        return given
+    known = tokenizer.get_vocab()
+    if f"<|{language}|>" not in known:
+        what = f"does not know the language {language!r}" if language else "must be told what language is spoken"
+        raise UsageError(f"this Whisper is multilingual and {what}: give a task file with a code, such as language: en")
+    names = (f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
+    return [start, *(known[name] for name in names)]
+
+
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer puts before and after a text."""
-    special = set(tokenizer.all_special_ids)
-    ids = tokenizer("a")["input_ids"]
-    inner = [number for number, token in enumerate(ids) if token not in special]
+    """Return the special tokens that the tokenizer puts before and after a text.
+
+    They are found by what it reads without them: a tokenizer may not call all of them special (Whisper's).
+    """
+    ids, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     if not inner:  # "a" is not in its vocabulary
-        ids = tokenizer.build_inputs_with_special_tokens([-1])
-        inner = [ids.index(-1)]
-    return ids[: inner[0]], ids[inner[-1] + 1 :]
+        ids, inner = tokenizer.build_inputs_with_special_tokens([-1]), [-1]
+    start = next(place for place in range(len(ids)) if ids[place : place + len(inner)] == inner)
+    return ids[:start], ids[start + len(inner) :]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:

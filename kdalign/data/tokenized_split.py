@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from kdalign.data.media.inputs import MediaInputs
 from kdalign.data.token_rows import TokenRows, hash_columns
+from kdalign.data.transcript_rows import Transcripts
 
 Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
 """A random change of a row's columns before it is used; the generator is the row's own."""
@@ -80,6 +82,9 @@ class TokenizedSplit:
             teacher's; None if every teacher teaches all rows.
         readers: for each of several teachers whose tokenizers differ from one another, the prefix of its columns, or
             None if it reads the student's; empty if all teachers read alike.
+        media: sounds or images of the rows, which a model reads instead of ``input_ids``; None for texts.
+        transcripts: of rows whose frames a model labels (CTC), with as many targets as their labels; None elsewhere.
+        remarks: sentence on what of the rows could not be used; empty if nothing.
     """
 
     columns: Mapping[str, Sequence[list[int]]]
@@ -99,12 +104,15 @@ class TokenizedSplit:
     form: str = ""
     taught_by: np.ndarray[Any, Any] | None = None
     readers: tuple[str | None, ...] = ()
+    media: MediaInputs | None = None
+    transcripts: Transcripts | None = None
+    remarks: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", {name: TokenRows.of(rows) for name, rows in self.columns.items()})
 
     def __len__(self) -> int:
-        return len(self.columns["input_ids"])
+        return len(self.columns["input_ids"]) if self.media is None else len(self.media.rows)
 
     @property
     def token_rows(self) -> dict[str, TokenRows]:
@@ -113,19 +121,25 @@ class TokenizedSplit:
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
-        """Number of tokens of each example."""
+        """Number of tokens, or of positions of its sound or image, of each example."""
+        if self.media is not None and "input_ids" not in self.columns:
+            return self.media.positions
         return TokenRows.of(self.columns["input_ids"]).lengths
 
     def fingerprint(self) -> str:
         """Hash what models read: tokens, targets, how rows are masked, and whose row each is; labels are left out."""
         taught_by = None if self.taught_by is None else self.taught_by.tolist()
-        content = (
+        content: tuple[object, ...] = (
             hash_columns(self.token_rows),
             sorted(self.pad.items()),
             self.left_to_right,
             taught_by,
             None if self.corrupt is None else _describe(self.corrupt),
         )
+        if self.media is not None:
+            content = (*content, self.media.fingerprint())
+        if self.transcripts is not None:
+            content = (*content, self.transcripts.writes, self.transcripts.blank)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def take(self, rows: Sequence[int]) -> "TokenizedSplit":
@@ -138,6 +152,9 @@ class TokenizedSplit:
         # The rows' words and bytes are not known.
         taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
         taught_by = None if self.taught_by is None else self.taught_by[numbers]
+        media = None if self.media is None else self.media.take(numbers)
+        transcripts = None if self.transcripts is None else self.transcripts.take(numbers.tolist())
+        taken = replace(taken, media=media, transcripts=transcripts)
         return replace(taken, labelled=known, mixture=None, taught_by=taught_by)
 
     def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":
@@ -161,6 +178,7 @@ class TokenizedSplit:
             taught_by=None
             if self.taught_by is None or others.taught_by is None
             else np.concatenate([self.taught_by, others.taught_by]),
+            media=None if self.media is None or others.media is None else self.media.joined(others.media),
         )
 
     def with_unlabelled(self, others: "TokenizedSplit", an_epoch: int) -> "TokenizedSplit":

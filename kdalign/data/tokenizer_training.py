@@ -1,11 +1,14 @@
 """Train a tokenizer of a given size on the training text."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from kdalign.errors import UsageError
 
@@ -14,6 +17,8 @@ _SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
     "permutation": {"pad_token": "<pad>", "sep_token": "<sep>", "cls_token": "<cls>", "mask_token": "<mask>"},
     "causal": {"pad_token": "<pad>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
     "seq2seq": {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"},
+    # Number 2 as the end would let Transformers' CLIP take a text's embedding at its largest number instead.
+    "dual": {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"},
 }
 
 
@@ -22,6 +27,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
     "permutation": ("$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2"),
     "causal": ("$A", "$A $B"),
     "seq2seq": ("$A </s>", "$A </s> $B </s>"),
+    "dual": ("<s> $A </s>", "<s> $A $B </s>"),
 }
 """Templates of a text and of a pair for each family; ``:1`` is a token type."""
 
@@ -35,12 +41,14 @@ _WORDS = (
 
 def check_vocabulary_size(size: int, family: str) -> None:
     """Refuse a tokenizer without room for all bytes and a family's special tokens."""
+    if family == "ctc":
+        raise UsageError(f"--tokenizer train:{size}: accepted for a ctc model is {CHARACTERS}, a hub id or a folder")
     least = 256 + len(set(_SPECIAL_TOKENS[family].values()))
     if size < least:
         raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
 
 
-def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer: no token is unknown, and every text decodes back to itself.
 
     The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
@@ -49,12 +57,15 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     Args:
         texts: training texts; read once.
         size: largest number of entries, special tokens included.
-        family: ``masked``, ``causal``, ``permutation`` or ``seq2seq``, which decides special tokens and template.
+        family: ``masked``, ``causal``, ``permutation``, ``seq2seq`` or ``dual``, which decides special tokens and
+            template; for ``ctc`` it is a ``character_tokenizer``.
         positions: the longest input, in tokens.
 
     Raises:
         UsageError: no text, or a size without room for all bytes and special tokens.
     """
+    if family == "ctc":
+        return character_tokenizer(texts)
     check_vocabulary_size(size, family)
     roles = _SPECIAL_TOKENS[family]
     special_tokens = list(dict.fromkeys(roles.values()))
@@ -93,6 +104,33 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     )
 
 
+CHARACTERS = "train:chars"
+"""Tokenizer of the characters of the training transcripts."""
+MOST_CHARACTERS = 1024
+"""Limit of entries of a tokenizer of characters."""
+
+
+def character_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
+    """Make a tokenizer whose entries are the characters of texts as they are written, for a model trained by CTC.
+
+    The entry 0 is the blank, and the padding token; 1 stands for unknown characters, and 2 for the space between words.
+
+    Raises:
+        UsageError: no character, or more than ``MOST_CHARACTERS`` entries.
+    """
+    characters = sorted({character for text in texts for character in text if not character.isspace()})
+    special = ["<pad>", "<unk>", "|"]
+    entries = [*special, *(character for character in characters if character not in special)]
+    if len(entries) == len(special) or len(entries) > MOST_CHARACTERS:
+        raise UsageError(
+            f"{CHARACTERS} found {len(characters):,} different characters (accepted: 1 to {MOST_CHARACTERS - 3:,})"
+        )
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "vocab.json")
+        file.write_text(json.dumps({entry: number for number, entry in enumerate(entries)}), encoding="utf-8")
+        return Wav2Vec2CTCTokenizer(str(file), bos_token=None, eos_token=None)
+
+
 def requested_vocabulary_size(tokenizer: str) -> int | None:
     """Parse the number of entries of ``train:SIZE``; None for an existing tokenizer.
 
@@ -103,5 +141,7 @@ def requested_vocabulary_size(tokenizer: str) -> int | None:
         return None
     size = tokenizer.removeprefix("train:")
     if not re.fullmatch(r"[1-9][0-9]{0,8}", size):
-        raise UsageError(f"--tokenizer {tokenizer!r}: accepted is train:SIZE, such as train:8000")
+        raise UsageError(
+            f"--tokenizer {tokenizer!r}: accepted is train:SIZE, such as train:8000, or {CHARACTERS} for CTC"
+        )
     return int(size)

@@ -397,6 +397,7 @@ def test_labels_named_by_numbers_are_those_numbers(tmp_path, labels, given, numb
         ("columns: text\n", "names no data"),
         ("columns: [a, b, c]\ndata: .\n", "one or two text columns, given 3"),
         ("columns: text\ndata: .\nlabels: 2\n", "two or more different names"),
+        ("kind: image-classification\ncolumns: x\ndata: .\nprompt: a {label}\n", "give 'labels', too"),
         ("columns: text\ndata: .\nlabels: [a, A]\n", "two or more different names"),
         ("columns: {a: b}\ndata: .\n", "'columns' takes a name or a list of names"),
         ("columns: text\ndata: [a, b]\n", "'data' takes one name"),

@@ -1,4 +1,4 @@
-"""Examples: the texts and labels of a split."""
+"""Examples: the texts, sounds or images of a split, and their labels."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.data.media.rows import MediaRows
 from kdalign.data.text_rows import TextRows, holds_zeros, take_texts, text_sizes
 from kdalign.result_cache import release_pages
 
@@ -17,7 +18,8 @@ class Examples:
     """Texts and labels of a split.
 
     Attributes:
-        texts: one column of texts, or two of the same length: tuples, or ``TextRows`` of a large split.
+        texts: one column of texts, or two of the same length: tuples, or ``TextRows`` of a large split. The first
+            may be ``MediaRows``, the sounds or images of the rows.
         labels: class numbers (int64) or scores (float64); None if the split has none.
         passed_over: number of documents without a word, which were left out.
         blank: number of rows with a blank text, which are kept.
@@ -35,6 +37,12 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts[0])
+
+    @property
+    def media(self) -> MediaRows | None:
+        """The sounds or images of the rows; None for texts."""
+        first = self.texts[0]
+        return first if isinstance(first, MediaRows) else None
 
     @property
     def mapped(self) -> bool:

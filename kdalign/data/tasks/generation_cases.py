@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kdalign.data.media.rows import MediaItem
 from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.language import LanguageTask
 
@@ -24,6 +25,7 @@ class GenerationCase:
         draw: number of a sample among those of the same prompt.
         continues: True if the text is the rest of the prompt's, and keeps the spacing before its first word.
         rendered: True if the prompt holds the special tokens before it, as one that a chat template wrote.
+        media: sound or image that is read instead of the prompt, which then names it; None for texts.
     """
 
     prompt: str
@@ -34,6 +36,7 @@ class GenerationCase:
     draw: int = 0
     continues: bool = False
     rendered: bool = False
+    media: MediaItem | None = None
 
     @property
     def full_text(self) -> str:
@@ -89,7 +92,10 @@ def continuation_cases(
 
 def source_cases(examples: Examples) -> list[GenerationCase]:
     """Build a case from each source and its references."""
-    known = examples.references or [(target,) for target in examples.texts[1]]
+    known, media = examples.references or [(target,) for target in examples.texts[1]], examples.media
+    if media is not None:
+        items = [MediaItem(media, row) for row in range(len(media))]
+        return [GenerationCase(one.name, tuple(right), media=one) for one, right in zip(items, known, strict=True)]
     return [GenerationCase(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
 
 

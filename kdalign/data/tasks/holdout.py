@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from kdalign.data.media.rows import MediaRows
 from kdalign.data.tasks.examples import Examples
 from kdalign.errors import UsageError
 from kdalign.result_cache import keep_result
@@ -108,12 +109,19 @@ def _count_leaks(reported: Sequence[Examples], train: Examples) -> list[int]:
 
 
 def normalise_rows(examples: Examples) -> list[NormalisedRow]:
-    """Normalise each row's texts to words in lower case."""
+    """Normalise each row's texts to words in lower case.
+
+    Sounds and images are compared as bytes. A transcript of fewer than ``LEAST_WORDS`` words is left out: many speakers
+    say one word, and none of its sounds tells another.
+    """
     return list(_normalised(examples))
 
 
 def _normalised(examples: Examples) -> Iterator[NormalisedRow]:
-    return (tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True))
+    rows = (tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True))
+    if not isinstance(examples.texts[0], MediaRows):
+        return rows
+    return ((row[0], *(words if len(words) >= LEAST_WORDS else () for words in row[1:])) for row in rows)
 
 
 def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:

@@ -12,13 +12,14 @@ from kdalign.errors import UsageError, cause_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 _ROWS = 1_000
 """Rows of a part of a streamed split."""
 
 
 def load_hub_table(source: DataSource, split: str) -> "pd.DataFrame":
-    """Load a split as a table, with the names of classes in place of their numbers.
+    """Load a split as a table, with the names of classes in place of their numbers, and the bytes of files.
 
     Raises:
         UsageError: no such data set or split, or it cannot be read.
@@ -28,7 +29,7 @@ def load_hub_table(source: DataSource, split: str) -> "pd.DataFrame":
     datasets.disable_progress_bars()
     with _loading_errors(source, split):
         found = datasets.load_dataset(source.dataset, source.config, split=split)
-        rows = found.with_format("arrow")[:]
+        rows = _with_bytes(found.with_format("arrow")[:], found.features)
     return _with_class_names(from_arrow(rows, f"{source}, split {split!r}"), found.features)
 
 
@@ -67,6 +68,16 @@ def hub_splits(source: DataSource) -> list[str]:
     with _hub_errors(f"cannot list the splits of data set {source}"):
         names: list[str] = datasets.get_dataset_split_names(source.dataset, source.config)
     return names
+
+
+def _with_bytes(rows: "pa.Table", features: Any) -> "pa.Table":
+    """Put the bytes of sounds and images that are files of the data set into their cells."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    if any(isinstance(feature, datasets.Audio | datasets.Image) for feature in features.values()):
+        return embed_table_storage(rows)
+    return rows
 
 
 def _with_class_names(table: "pd.DataFrame", features: Any) -> "pd.DataFrame":

@@ -1,8 +1,11 @@
-"""Infer a classification task from its training split: text columns, label column and classes."""
+"""Infer a classification task from its training split: columns of text or images, label column and classes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdalign.data.split_files import ALIASES
+from kdalign.data.media.rows import NOUNS, Modality
+from kdalign.data.split_files import ALIASES, split_files
+from kdalign.data.tables import FORMATS, class_names, file_format
 from kdalign.data.tasks.columns import (
     TEXT_COLUMNS,
     cell_kinds,
@@ -16,8 +19,9 @@ from kdalign.data.tasks.columns import (
 )
 from kdalign.data.tasks.labels import check_kinds
 from kdalign.data.tasks.loading import load_table, split_exists
+from kdalign.data.tasks.media_columns import find_media_column
 from kdalign.data.tasks.task import ClassificationTask, DataSource, normalise_label
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,13 +29,13 @@ if TYPE_CHECKING:
 
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
-_MOST_CLASSES = 100
+_MOST_CLASSES: Mapping[Modality, int] = {"text": 100, "image": 10_000}
 TRAIN = "train"
 """Split that a task is inferred from."""
 
 
-def infer_task(source: DataSource) -> ClassificationTask:
-    """Infer a task from its training split.
+def infer_task(source: DataSource, modality: Modality = "text") -> ClassificationTask:
+    """Infer a task of texts or images from its training split.
 
     Raises:
         UsageError: columns or classes that cannot be inferred, or no split to score on.
@@ -43,16 +47,21 @@ def infer_task(source: DataSource) -> ClassificationTask:
     if len(table) == 1:
         raise UsageError(f"{where} has one row, from which no task can be inferred (at least two are needed)")
     label = _label_column(table, source)
-    columns = _text_columns(table, label, source)
+    if modality == "text":
+        columns = _text_columns(table, label, source)
+    else:
+        columns = (find_media_column(table, modality, where),)
     if looks_like_data(label) or all(map(looks_like_data, columns)):
         raise UsageError(f"{where}: no column has a name{missing_header_hint(table)}")
-    labels, kind, ordered = _label_set(table, label, where)
+    known = _feature_classes(source, label) if modality != "text" else ()
+    labels, kind, ordered = (known, _count(known), True) if known else _label_set(table, label, where, modality)
     evaluation = next((split for split in ("validation", "test") if split_exists(source, split)), None)
     if evaluation is None:
         wanted = ", ".join(("validation", *ALIASES["validation"], "test"))
         raise UsageError(f"{source} has no split to score on besides train (looked for: {wanted})")
     rest = [column for column in table.columns if column not in (*columns, label)]
-    found = f"text in {' and '.join(columns)}, {kind} in {label}, scored on {evaluation}" + (
+    what = "text" if modality == "text" else f"{NOUNS[modality]}s"
+    found = f"{what} in {' and '.join(columns)}, {kind} in {label}, scored on {evaluation}" + (
         f"; not used: {', '.join(rest)}" if rest else ""
     )
     metrics = ("pearson", "spearman") if not labels else ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
@@ -67,6 +76,7 @@ def infer_task(source: DataSource) -> ClassificationTask:
         test=("test",),
         found=found,
         order_unknown=not ordered,
+        modality=modality,
     )
 
 
@@ -155,8 +165,22 @@ def _number_key(name: str) -> tuple[str, int]:
     return (name.removesuffix(digits), int(digits or -1))
 
 
-def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str, ...], str, bool]:
-    """Infer the classes (none for a score), their description, and whether the data gives their order."""
+def _feature_classes(source: DataSource, label: str) -> tuple[str, ...]:
+    """Names of the classes that the features of ``datasets`` give in a parquet file; empty for other files."""
+    files = split_files(source.folder, TRAIN, FORMATS) if source.folder is not None else []
+    return class_names(files[0], label) if files and file_format(files[0]) == "parquet" else ()
+
+
+def _count(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({shorten(', '.join(names))})"
+
+
+def _label_set(table: "pd.DataFrame", label: str, where: str, modality: Modality) -> tuple[tuple[str, ...], str, bool]:
+    """Infer the classes (none for a score), their description, and whether the data gives their order.
+
+    Digits that do not count from 0 are names of images' classes, as of folders.
+    """
+    most = _MOST_CLASSES[modality]
     cells = [cell for cell in column_cells(table, label) if not (isinstance(cell, str) and is_blank(cell))]
     cells = [cell for cell in cells if not is_missing(cell)]
     if not cells:
@@ -164,13 +188,14 @@ def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str
     kinds = check_kinds(column_cells(table, label), where, label)
     if kinds == {"truth"} or ("text" in kinds and {str(cell).strip().lower() for cell in cells} == {"false", "true"}):
         return ("false", "true"), "2 classes (false, true)", True
-    if "text" in kinds:
-        names = _named_classes(table, label, where)
-        return names, f"{len(names)} classes ({', '.join(names)})", False
-    return (*_numbered_classes(parse_numbers(cells, where, label), label, where), True)
+    named = modality != "text" and kinds == {"digits"} and "0" not in cells
+    if "text" in kinds or named:
+        names = _named_classes(table, label, where, most)
+        return names, _count(names), False
+    return (*_numbered_classes(parse_numbers(cells, where, label), label, where, most), True)
 
 
-def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
+def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str, most: int) -> tuple[tuple[str, ...], str]:
     """Infer classes counted from 0; none for numbers with fractions."""
     lowest, highest = values.min(), values.max()
     if ((values % 1) != 0).any():
@@ -180,7 +205,7 @@ def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str) ->
             f"{where}: all labels in {label!r} are {lowest:g}, so the classes cannot be inferred: there are two or "
             "more; name them in a task file"
         )
-    if lowest != 0 or not 1 <= highest < _MOST_CLASSES:
+    if lowest != 0 or not 1 <= highest < most:
         mend = f"; subtract {lowest:g}" if lowest > 0 and highest > lowest else ""
         raise UsageError(
             f"{where}: labels from {lowest:g} to {highest:g} in {label!r} are not classes counted from 0, so they "
@@ -192,7 +217,7 @@ def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str) ->
     return names, f"{len(names)} classes (0 to {highest:g}{none})"
 
 
-def _named_classes(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
+def _named_classes(table: "pd.DataFrame", label: str, where: str, most: int) -> tuple[str, ...]:
     """Infer classes named by text, sorted."""
     rows: dict[str, int] = {}
     for row, cell in enumerate(column_cells(table, label)):
@@ -207,6 +232,6 @@ def _named_classes(table: "pd.DataFrame", label: str, where: str) -> tuple[str, 
                 "or separators alone: write them alike, or name the classes in a task file"
             )
     names = tuple(sorted(rows, key=_number_key))
-    if not 2 <= len(names) <= _MOST_CLASSES:
-        raise UsageError(f"{where}: {len(names)} different labels are not classes (accepted: 2 to {_MOST_CLASSES})")
+    if not 2 <= len(names) <= most:
+        raise UsageError(f"{where}: {len(names)} different labels are not classes (accepted: 2 to {most:,})")
     return names

@@ -1,26 +1,22 @@
 """Language-modelling and embedding tasks: their texts, and the families of models that fit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdalign.data.delimited import NotInParts
+from kdalign.data.media.rows import Modality
 from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks.columns import (
-    TEXT_COLUMNS,
-    Kind,
-    cell_kinds,
     check_column,
     check_text,
-    column_cells,
     is_blank,
     is_missing,
-    looks_like_data,
-    missing_header_hint,
     not_text_error,
     read_texts,
 )
@@ -28,7 +24,8 @@ from kdalign.data.tasks.conversations import TOOLS, read_conversations
 from kdalign.data.tasks.examples import Examples
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.large_splits import LargeSplit, find_large_split, mapped_examples
-from kdalign.data.tasks.loading import load_table, read_origins, split_exists
+from kdalign.data.tasks.loading import load_table, read_origins, table_folder
+from kdalign.data.tasks.media_columns import read_media
 from kdalign.data.tasks.task import ClassificationTask, DataSource
 from kdalign.data.text_rows import TextDraft
 from kdalign.errors import Unwritten, UsageError
@@ -46,6 +43,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "summarization": ("seq2seq", "causal"),
     "dialogue": ("seq2seq", "causal"),
     "transcription": ("seq2seq", "causal"),
+    "speech-recognition": ("seq2seq", "ctc"),
+    "image-text": ("dual",),
     "chat": ("causal",),
     "embedding": ("masked",),
 }
@@ -56,15 +55,18 @@ _PAIRS = {
     "summarization": ("document", "summary"),
     "dialogue": ("dialogue", "summary"),
     "transcription": ("text", "transcript"),
+    "speech-recognition": ("audio", "text"),
+    "image-text": ("image", "text"),
 }
+_MODALITIES: Mapping[str, Modality] = {"speech-recognition": "audio", "image-text": "image"}
 TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
     "translation": ("bleu", "chrf"),
     "summarization": ("rouge1", "rouge2", "rougeL"),
     "dialogue": ("rouge1", "rouge2", "rougeL"),
     "transcription": ("cer", "wer"),
+    "speech-recognition": ("wer", "cer", "wer_normalized", "cer_normalized"),
 }
 """Default text metrics by kind of task."""
-_MESSAGES = ("messages", "conversations")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class LanguageTask:
     Attributes:
         name: name in flags and tables.
         kind: a key of ``FAMILIES``.
-        columns: columns of text, each a document; for translation and summarization, source and target. Empty if they
-            are inferred from the data.
+        columns: columns of text, each a document; for translation and summarization, source and target; for speech
+            recognition, sound and transcript. Empty if they are inferred from the data.
         source: source of the data.
         found: sentence on what was inferred from the data.
         scored: task of text pairs with a similarity that embeddings are scored on; None for other kinds.
@@ -83,6 +85,7 @@ class LanguageTask:
         language: code of the generated text's language, such as ``de``; empty if unknown.
         prompt: template for models without an encoder, with ``{column}`` for the source.
         metrics: names of text metrics; the kind's own if empty.
+        by_frames: true if models label frames of a sound (CTC), and write no tokens one after the other.
     """
 
     name: str
@@ -98,6 +101,7 @@ class LanguageTask:
     language: str = ""
     prompt: str = ""
     metrics: tuple[str, ...] = ()
+    by_frames: bool = False
 
     @property
     def text_metrics(self) -> tuple[str, ...]:
@@ -125,6 +129,11 @@ class LanguageTask:
         return self.name.replace(f"{self.kind}-", f"{self.kind}:", 1)
 
     @property
+    def modality(self) -> Modality:
+        """What an encoder, or a model without one, reads."""
+        return _MODALITIES.get(self.kind, "text")
+
+    @property
     def pairs(self) -> bool:
         """True if an example is a source and a target."""
         return self.kind in _PAIRS
@@ -133,9 +142,8 @@ class LanguageTask:
         """Refuse a model of a family that does not fit the task."""
         if family not in FAMILIES[self.kind]:
             fitting = [kind for kind, families in FAMILIES.items() if family in families]
-            raise UsageError(
-                f"{model!r} is a {family} model; task {self.word!r} is not for it (fitting: {', '.join(fitting)})"
-            )
+            hint = f" (fitting: {', '.join(fitting)})" if fitting else ""
+            raise UsageError(f"{model!r} is a {family} model; task {self.word!r} is not for it{hint}")
 
 
 def language_task(name: str) -> LanguageTask | None:
@@ -184,95 +192,8 @@ def _language_in(column: str) -> str:
     return language_code(column) if _LANGUAGE.fullmatch(column) and is_language(column) else ""
 
 
-def with_columns(task: LanguageTask) -> LanguageTask:
-    """Infer the columns from the data, if they were not given."""
-    if task.kind == "chat" and not task.columns:
-        return _with_messages(task)
-    if task.kind == "embedding":
-        scored = _similarity_task(task)
-        return replace(task if task.columns else _with_texts(task, scored.columns), scored=scored)
-    return task if task.columns else _with_text_column(task)
-
-
-def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
-    """Infer the columns to train embeddings on: the text of train, or its pairs.
-
-    Args:
-        task: without columns.
-        pair: columns of the scored split, which are taken if there is no train.
-    """
-    if split_exists(task.source, task.train):
-        names = [str(name) for name in load_table(task.source, task.train, text_files=True).columns]
-        if not set(pair) <= set(names) or any(name.strip().lower() in TEXT_COLUMNS for name in names):
-            return _with_text_column(task)
-    return replace(task, columns=pair, found=f"texts in {' and '.join(pair)}")
-
-
-def _similarity_task(task: LanguageTask) -> ClassificationTask:
-    """Infer the pairs that embeddings are scored on: two columns of text and a number in the reported split."""
-    (split,) = task.evaluation
-    table = load_table(task.source, split)
-    numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
-    texts = [
-        str(name) for name in table.columns if name not in numbers and "text" in cell_kinds(column_cells(table, name))
-    ]
-    if len(texts) != 2 or len(numbers) != 1:
-        raise UsageError(
-            f"{task.source}, split {split!r}: task {task.name!r} is scored on two columns of text and one named label, "
-            f"score or similarity (it has: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
-        )
-    return ClassificationTask(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
-
-
-def _with_messages(task: LanguageTask) -> LanguageTask:
-    table = load_table(task.source, _first_split(task))
-    named = [str(name) for name in table.columns if name in _MESSAGES]
-    if len(named) != 1:
-        raise UsageError(
-            f"{task.source}: task {task.name!r} needs one column of conversations named {' or '.join(_MESSAGES)} "
-            f"(it has: {', '.join(map(str, table.columns))})"
-        )
-    return replace(task, columns=tuple(named), found=f"conversations in {named[0]}")
-
-
-def _kinds_of_columns(task: LanguageTask) -> tuple[dict[str, set[Kind]], "pd.DataFrame"]:
-    """Return the kinds of the cells of each column of the first split, and its first rows."""
-    split = _first_split(task)
-    large = find_large_split(task.source, split, TEXT_FORMATS)
-    if large is not None:
-        with suppress(NotInParts):
-            kinds, first = dict[str, set[Kind]](), None
-            for _, part in large.parts():
-                first = part if first is None else first
-                for name in part.columns:
-                    kinds.setdefault(str(name), set()).update(cell_kinds(column_cells(part, name)))
-            if first is not None:
-                return kinds, first
-    table = load_table(task.source, split, text_files=True)
-    return {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}, table
-
-
-def _with_text_column(task: LanguageTask) -> LanguageTask:
-    kinds, table = _kinds_of_columns(task)
-    named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
-    strings = named or [name for name in kinds if "text" in kinds[name]]
-    if not len(table):
-        raise UsageError(
-            f"{task.source}, split {_first_split(task)!r} has no text: no row, or no line that is not blank"
-        )
-    if len(strings) != 1:
-        way = f"name it as in {task.kind}:{(strings or ['text'])[0]}" if task.kind != "embedding" else "call it text"
-        raise UsageError(
-            f"{task.source}: which column is the text? It has {', '.join(kinds)}; {way}{missing_header_hint(table)}"
-        )
-    (column,) = strings
-    if not named and looks_like_data(column):
-        raise UsageError(f"{task.source}: no column has a name{missing_header_hint(table)}")
-    return replace(task, columns=(column,), found=f"text in {column}")
-
-
 def load_texts(task: LanguageTask, split: str) -> Examples:
-    """Read a split's documents, or its pairs of source and target.
+    """Read a split's documents, or its pairs of source and target, of which the source may be a sound.
 
     Documents without a word are skipped and counted; a pair must be complete. A conversation becomes the JSON that
     ``Conversation`` reads.
@@ -280,7 +201,7 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
     """
-    large = find_large_split(task.source, split, TEXT_FORMATS)
+    large = find_large_split(task.source, split, TEXT_FORMATS) if task.modality == "text" else None
     if large is not None and not task.references and (task.pairs or len(task.columns) == 1):
         with suppress(NotInParts, Unwritten):  # without a cache, texts are held in memory
             return _map_texts(task, large)
@@ -323,7 +244,12 @@ def text_columns(task: LanguageTask, table: "pd.DataFrame", where: str, first: i
     """
     import pandas as pd
 
-    if not task.pairs or "translation" not in table.columns or set(task.columns) <= set(table.columns):
+    if (
+        not task.pairs
+        or task.modality != "text"
+        or "translation" not in table.columns
+        or set(task.columns) <= set(table.columns)
+    ):
         return table
     rows = enumerate(table["translation"], first)
     return pd.DataFrame([_object(value, row, where) for row, value in rows], dtype=object)
@@ -347,7 +273,8 @@ def read_rows(task: LanguageTask, split: str, table: "pd.DataFrame", first: int 
         UsageError: as of ``load_texts``, but for a split without text.
     """
     where = f"{task.source}, split {split!r}"
-    texts = _read_columns(task, table, where, first)
+    folder = table_folder(task.source, split) if task.modality != "text" else None
+    texts = _read_columns(task, table, where, first, folder)
     origins = read_origins(table, task.source, where, needed=split == task.train)
     if task.kind == "chat":
         return Examples(split, texts, None, origins=origins)
@@ -363,13 +290,23 @@ def read_rows(task: LanguageTask, split: str, table: "pd.DataFrame", first: int 
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept), origins=kept_origins)
 
 
-def _read_columns(task: LanguageTask, table: "pd.DataFrame", where: str, first: int = 0) -> tuple[tuple[str, ...], ...]:
-    """Read a task's columns of a table, whose first row has the number ``first``; pairs must be complete."""
+def _read_columns(
+    task: LanguageTask, table: "pd.DataFrame", where: str, first: int = 0, folder: Path | None = None
+) -> tuple[Sequence[str], ...]:
+    """Read a task's columns of a table, whose first row has the number ``first``; pairs must be complete.
+
+    Paths of sounds are relative to ``folder``.
+    """
     for column in task.columns:
         check_column(table, column, f"task {task.name!r}", where)
     if task.kind == "chat":
         return (read_conversations(table, task.columns[0], where, first),)
-    texts = tuple(read_texts(table, column, where, missing="", first=first) for column in task.columns)
+    texts = tuple(
+        read_media(table, column, task.modality, where, folder)
+        if task.modality != "text" and column == task.columns[0]
+        else read_texts(table, column, where, missing="", first=first)
+        for column in task.columns
+    )
     for row, pair in enumerate(zip(*texts, strict=True), first) if task.pairs else ():
         if any(map(is_blank, pair)):
             raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
@@ -406,9 +343,3 @@ def _object(value: Any, row: int, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: row {row} has no object of texts in column 'translation'")
     return value
-
-
-def _first_split(task: LanguageTask) -> str:
-    """Training split, or without one the first that exists: a task that is only scored needs no train."""
-    splits = (task.train, *task.evaluation, *task.test)
-    return next((split for split in splits if split_exists(task.source, split)), task.train)

@@ -7,9 +7,11 @@ from string import Formatter
 
 import yaml
 
+from kdalign.data.media.rows import Modality
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.inference import TRAIN, infer_task
-from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
+from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task
+from kdalign.data.tasks.language_columns import with_columns
 from kdalign.data.tasks.prompts import default_template
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 from kdalign.errors import UsageError, did_you_mean, shorten, unknown
@@ -22,7 +24,8 @@ from kdalign.recipe.strict_yaml import read_yaml
 
 AnyTask = ClassificationTask | LanguageTask
 
-INFERRED = "classification"
+INFERRED: Mapping[str, Modality] = {"classification": "text", "image-classification": "image"}
+"""Kinds of task with labels, which are inferred from the data, and what their columns hold."""
 _KEYS = (
     "name",
     "kind",
@@ -44,6 +47,8 @@ _KEYS = (
 _SINGLE = ("name", "kind", "label", "language", "prompt", "data", "dataset", "config", "train")
 _OF_TEXTS = ("references", "language")
 """Keys for tasks whose outputs are texts."""
+_OF_LABELS = ("label", "labels", "answers")
+"""Keys for tasks whose outputs are classes or scores."""
 
 
 def task_of(data: DataSettings) -> AnyTask:
@@ -65,8 +70,8 @@ def find_task(
     """Find the task of a name, and the source of its data.
 
     Args:
-        name: a GLUE task, a YAML task file, ``classification`` (inferred from the data), or a language-modelling task
-            such as ``lm:sst2``.
+        name: a GLUE task, a YAML task file, ``classification`` or ``image-classification`` (inferred from the data), or
+            a language-modelling task such as ``lm:sst2``.
         folder: a data folder, or the parent of one folder per task name.
         dataset: a data set on the hub instead.
         config: its configuration.
@@ -76,12 +81,14 @@ def find_task(
         UsageError: unknown name, unreadable task file, or data from which no task can be inferred.
     """
     check_named(name, folder, dataset, config)
-    if name == INFERRED:
+    if name in INFERRED:
         if folder is None and dataset is None:
-            raise UsageError("--task classification is inferred from the data: give --data DIR or --dataset NAME")
-        return infer_task(_streamed(_source(folder, dataset, config, name), TRAIN, held_rows))
+            raise UsageError(f"--task {name} is inferred from the data: give --data DIR or --dataset NAME")
+        _check_streamed(name, INFERRED[name], held_rows)
+        return infer_task(_streamed(_source(folder, dataset, config, name), TRAIN, held_rows), INFERRED[name])
     language = language_task(name)
     if language is not None:
+        _check_streamed(name, language.modality, held_rows)
         if folder is None and dataset is None and language.source == DataSource():
             near = did_you_mean(name.rpartition(":")[2], GLUE) if ":" in name else ""
             raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
@@ -94,6 +101,7 @@ def find_task(
         task: AnyTask = GLUE[name]
     else:
         task = _from_file(_shipped().get(name, Path(name)))
+    _check_streamed(name, task.modality, held_rows)
     if folder is None and dataset is None:
         if task.source == DataSource():
             raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
@@ -101,6 +109,15 @@ def find_task(
     else:
         source = _source(folder, dataset, config, task.name)
     return replace(task, source=_streamed(source, task.train, held_rows))
+
+
+def _check_streamed(name: str, modality: Modality, held_rows: int | None) -> None:
+    """Refuse a stream of sounds or images."""
+    if modality != "text" and held_rows is not None:
+        raise UsageError(
+            f"task {name!r} reads {modality} data, and data.streaming=true reads text alone: leave it out (files are "
+            "read when a batch needs them)"
+        )
 
 
 def _streamed(source: DataSource, split: str, held_rows: int | None) -> DataSource:
@@ -130,7 +147,7 @@ def check_named(name: str, folder: str | None = None, dataset: str | None = None
     of_file = name.endswith((".yaml", ".yml"))
     if of_file and not Path(name).exists():
         raise UsageError(f"cannot read task file {name!r}: there is none")
-    names = [*GLUE, INFERRED, *FAMILIES, *_shipped()]
+    names = [*GLUE, *INFERRED, *FAMILIES, *_shipped()]
     if not (name in names or of_file or language_task(name) is not None):
         raise UsageError(
             f"unknown task {name!r}{did_you_mean(name, names)} "
@@ -160,7 +177,8 @@ def _from_file(file: Path) -> AnyTask:
         raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
     one = {key: words[0] for key, words in given.items() if key in _SINGLE}
     _check_given(given, one, file)
-    if "kind" in one:
+    kind = one.get("kind", "classification")
+    if kind not in INFERRED:
         return _language_of(given, one, file)
     for key in _OF_TEXTS:
         if key in given:
@@ -178,9 +196,20 @@ def _from_file(file: Path) -> AnyTask:
         train=one.get("train", "train"),
         evaluation=given.get("evaluation", ("validation",)),
         test=given.get("test", ("test",)),
+        modality=INFERRED[kind],
     )
-    if not {"prompt", "answers"} & set(given):
-        return task
+    return _with_words(task, given, one, file) if {"prompt", "answers"} & set(given) else task
+
+
+def _with_words(
+    task: ClassificationTask, given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path
+) -> ClassificationTask:
+    """Add what a model of words reads: captions of images, one a label, or a prompt and its answers."""
+    if task.modality == "image":
+        if not task.labels:
+            raise UsageError(f"task file {str(file)!r}: a prompt makes a caption for each label: give 'labels', too")
+        prompt, words = one.get("prompt", "a photo of a {label}.").rstrip(), given.get("answers", task.labels)
+        return replace(task, captions=tuple(prompt.replace("{label}", word) for word in words))
     plain = default_template(task)
     return replace(
         task,
@@ -206,7 +235,7 @@ def _check_given(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
         raise UsageError(f"{where}: give 'data' or 'dataset', not both")
     if "config" in one and "dataset" not in one:
         raise UsageError(f"{where}: 'config' is of a 'dataset' on the hub, and none is named")
-    if one.get("label", "label") in given["columns"] and "kind" not in one:
+    if one.get("label", "label") in given["columns"] and one.get("kind", "classification") in INFERRED:
         raise UsageError(f"{where}: column {one.get('label', 'label')!r} cannot be text and label at once")
     for key in ("data", "dataset", "config"):
         check_name(one.get(key, key), f"{where}: {key!r}")
@@ -245,10 +274,11 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
     """Build a task of texts from a task file: documents, or sources and targets."""
     where, kind = f"task file {str(file)!r}", one["kind"]
     if kind not in FAMILIES or kind in ("chat", "embedding"):
-        raise unknown(f"kind in {where}:", kind, [name for name in FAMILIES if name not in ("chat", "embedding")])
-    for key in ("label", "labels", "answers"):
+        known = [*INFERRED, *(name for name in FAMILIES if name not in ("chat", "embedding"))]
+        raise unknown(f"kind in {where}:", kind, known)
+    for key in _OF_LABELS:
         if key in given:
-            raise UsageError(f"{where}: {key!r} is for classes, which have no kind")
+            raise UsageError(f"{where}: {key!r} is for classes, and the answers of a {kind} are texts")
     task = LanguageTask(
         one.get("name", file.stem),
         kind,
@@ -266,6 +296,8 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
         raise UsageError(f"{where}: a {kind} has two columns, its source and its target")
     if not task.pairs and (task.references or task.prompt):
         raise UsageError(f"{where}: references and prompt are for tasks with a source and a target")
+    if task.modality != "text" and task.prompt:
+        raise UsageError(f"{where}: a prompt is for texts, and a {kind} reads sounds")
     _check_prompt(task.prompt, task.columns[0], where)
     task.render_prompt({column: "" for column in task.columns})  # raises if a column's name cannot stand in a prompt
     for metric in task.metrics:

@@ -34,8 +34,10 @@ def prompt_template(task: ClassificationTask) -> PromptTemplate:
     """Return the task's own prompt template, or the default one.
 
     Raises:
-        UsageError: the task has a score, which no word stands for.
+        UsageError: the task has a score, which no word stands for, or reads images.
     """
+    if task.modality != "text":
+        raise UsageError(f"task {task.name!r} reads {task.modality} data, which a prompt cannot hold")
     return task.wording or default_template(task)
 
 

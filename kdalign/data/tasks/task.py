@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdalign.data.media.rows import Modality
 from kdalign.errors import UsageError, unknown
 from kdalign.metrics.classification import METRICS, Metric
+from kdalign.metrics.retrieval import RECALLS
 from kdalign.registry import names_code, resolve, trust
 
 
@@ -105,11 +107,11 @@ def _parts(template: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """Classification or regression of one text or a pair of texts.
+    """Classification or regression of one text, a pair of texts, or an image.
 
     Attributes:
         name: name in flags and tables.
-        columns: the text column, or the two of a pair.
+        columns: the text column, the two of a pair, or the column of images.
         labels: class names in the order of their numbers in the data; empty for regression.
         metrics: names of metrics; the first is the primary one.
         source: source of the data.
@@ -120,6 +122,8 @@ class ClassificationTask:
         order_unknown: true if the labels were sorted by name, so their numbers tell nothing about a model's outputs.
         found: sentence on what was inferred from the data; empty if everything was given.
         wording: prompt template; None for the default one (``prompts.default_template``).
+        modality: what the columns hold.
+        captions: for images, a text for each label, which a dual encoder compares them with; empty for usual ones.
     """
 
     name: str
@@ -135,10 +139,14 @@ class ClassificationTask:
     found: str = ""
     order_unknown: bool = False
     wording: PromptTemplate | None = None
+    modality: Modality = "text"
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.columns) not in (1, 2):
             raise UsageError(f"task {self.name!r}: one or two text columns, given {len(self.columns)}")
+        if self.modality != "text" and (len(self.columns) != 1 or self.wording is not None):
+            raise UsageError(f"task {self.name!r} reads one column of {self.modality} data, and no prompt or answers")
         if len(self.labels) == 1 or len({normalise_label(label) for label in self.labels}) < len(self.labels):
             raise UsageError(f"task {self.name!r}: labels must be two or more different names")
         if not self.metrics:
@@ -150,6 +158,11 @@ class ClassificationTask:
                 kind = "regression" if self.regression else f"{len(self.labels)} classes"
                 fitting = ", ".join(m.name for m in METRICS.values() if self.fits(m))
                 raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
+        if self.captions and len(set(self.captions)) != len(self.labels):
+            raise UsageError(
+                f"task {self.name!r}: the prompt and answers give {len(set(self.captions))} different captions for "
+                f"{len(self.labels)} labels (accepted: one each, by a prompt with a place {{label}})"
+            )
         if self.wording is not None:
             self.wording.check(self.name, self.columns, self.labels)
 
@@ -178,6 +191,8 @@ class ClassificationTask:
 
     def fits(self, metric: Metric) -> bool:
         """Return whether a metric fits this kind of task and its number of classes."""
+        if (metric.name in RECALLS) != (self.metrics == RECALLS):  # of ranks, which only pairs of image and text have
+            return False
         return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
 
 

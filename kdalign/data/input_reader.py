@@ -1,0 +1,29 @@
+"""How a model reads its inputs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign.data.media.readers import MediaReader
+
+
+@dataclass(frozen=True)
+class InputReader:
+    """How a model reads its inputs.
+
+    Attributes:
+        tokenizer: of its texts.
+        config: its configuration.
+        media: of its sounds or images; None for a model of text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    media: MediaReader | None = None
+
+    def save(self, folder: Path) -> None:
+        """Save the tokenizer, feature extractor or image processor beside a model."""
+        self.tokenizer.save_pretrained(folder)
+        if self.media is not None:
+            self.media.save(folder)

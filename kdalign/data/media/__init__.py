@@ -1,0 +1,1 @@
+"""Sounds and images as data: encoded until a batch needs them."""
