@@ -1,11 +1,10 @@
 """Read a model's architecture from its configuration, without weights.
 
-Only ``layouts``, this module, ``capture`` and ``pruning_layouts`` know where a family keeps its modules. A new family
-is one row in ``layouts.LAYOUTS``.
+Only ``layouts``, this module, ``capture``, ``lm_head`` and ``pruning_layouts`` know where a family keeps its
+modules. A new family is one row in ``layouts.LAYOUTS``.
 """
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +14,7 @@ from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of
 from kdalign.models.layouts import LAYOUTS, AttentionLayout, Layout, StackLayout
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -31,6 +29,12 @@ class Stack:
     kv_heads: int
     head_width: int
     feed_forward: int
+    widths: tuple[int, ...] = ()
+    """Width of each layer's output, where they differ; ``width`` is the last one's."""
+
+    def width_of(self, layer: int) -> int:
+        """Return the width of a layer's output."""
+        return self.widths[layer] if self.widths else self.width
 
     @property
     def all_layers(self) -> "tuple[Layer, ...]":
@@ -52,6 +56,8 @@ class Architecture:
     parameters: int
     tied: bool
     attention: AttentionLayout = AttentionLayout.INTERFACE
+    joint_width: int = 0
+    """Width of the space that a dual encoder maps images and texts to; 0 for others."""
 
     def reads_target(self, stack: str) -> bool:
         """Return whether a stack reads the target: an encoder-decoder's decoder."""
@@ -179,8 +185,8 @@ def _attention_path(layer: "nn.Module") -> str:
 
 
 def vocabulary_size(config: "PretrainedConfig") -> int:
-    """Return the number of entries of a model's vocabulary; of a model that reads more than text, of its text model."""
-    return int(config.get_text_config().vocab_size)
+    """Return the number of entries of a model's vocabulary, or of its text model's; 0 without one."""
+    return int(getattr(config.get_text_config(), "vocab_size", 0))
 
 
 def describe(config: "PretrainedConfig") -> Architecture:
@@ -208,12 +214,23 @@ def _describe(config: "PretrainedConfig") -> Architecture:
         stacks=tuple(_stack(config, layout) for layout in layout_of(config).stacks),
         vocabulary=vocabulary_size(config),
         parameters=count_parameters(meta_model(config)),
-        tied=bool(config.tie_word_embeddings),
+        tied=vocabulary_size(config) > 0 and bool(getattr(config, "tie_word_embeddings", False)),
         attention=layout_of(config).attention,
+        joint_width=int(getattr(config, "projection_dim", 0)) if layout_of(config).family == "dual" else 0,
     )
 
 
+def stack_config(config: "PretrainedConfig", layout: StackLayout) -> "PretrainedConfig":
+    """Return the configuration that holds a stack's fields: the model's, or that of its part."""
+    found: PretrainedConfig = getattr(config, layout.config) if layout.config else config
+    return found
+
+
 def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
+    config = stack_config(config, layout)
+    if layout.widths:
+        widths = stage_widths(config, layout)
+        return Stack(layout.name, len(widths), widths[-1], 1, 1, widths[-1], 4 * widths[-1], widths)
     width, heads = int(getattr(config, layout.width)), int(getattr(config, layout.heads))
     return Stack(
         name=layout.name,
@@ -227,35 +244,13 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
     )
 
 
-def check_sizes(config: "PretrainedConfig") -> None:
-    """Refuse sizes that no model can have.
-
-    Raises:
-        UsageError: the field, and what is accepted.
-    """
-    must, may = {"vocab_size": ""}, dict.fromkeys(("num_key_value_heads", "head_dim", "d_kv"), "")
-    for stack in layout_of(config).stacks:
-        must |= dict.fromkeys((stack.layers, stack.width, stack.heads), stack.name)
-        may |= {stack.feed_forward: stack.name}
-    for field in (*must, *may):
-        with library_errors(f"{field} differs from layer to layer in its configuration, which kdalign cannot read"):
-            value = getattr(config, field, None)
-        if value is None and field in may:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-            raise UsageError(f"{field} is {value!r} in its configuration (accepted: a whole number, 1 to {_LARGEST:,})")
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > _LONGEST:
-        raise UsageError(f"max_position_embeddings is {positions:,} (accepted: at most {_LONGEST:,})")
-    tied = getattr(config, "tie_word_embeddings", False)  # a model with a single embedding table has no such field
-    if not isinstance(tied, bool):
-        raise UsageError(f"tie_word_embeddings is {tied!r} (accepted: true or false)")
-
-
-_LARGEST = 10**8
-"""Largest size: entries of a vocabulary, features of a layer."""
-_LONGEST = 2 * 10**7
-"""Most positions, as buffers of that length are allocated."""
+def stage_widths(config: "PretrainedConfig", layout: StackLayout) -> tuple[int, ...]:
+    """Return the width of each stage's output."""
+    given = getattr(config, layout.widths)
+    if isinstance(given, int):  # of a pyramid whose width doubles from stage to stage, where the next one begins
+        stages = len(config.depths)
+        given = [given * 2 ** min(stage + 1, stages - 1) for stage in range(stages)]
+    return tuple(given)
 
 
 def meta_model(
@@ -273,7 +268,7 @@ def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device
     import torch
 
     with library_errors(f"no {config.model_type} model can be made of this configuration"), torch.device(device):
-        model = auto_class(head).from_config(copy.deepcopy(config), attn_implementation=attention)
+        model = auto_class(head, config.model_type).from_config(copy.deepcopy(config), attn_implementation=attention)
         model.tie_weights()
     return model.eval()
 
@@ -299,7 +294,7 @@ def attention_of(config: "PretrainedConfig") -> str:
     """
     if layout_of(config).attention is not AttentionLayout.INTERFACE:
         return "eager"
-    if auto_class(HeadKind.NONE)._model_mapping[type(config)]._supports_sdpa:
+    if auto_class(HeadKind.NONE, config.model_type)._model_mapping[type(config)]._supports_sdpa:
         return "sdpa"
     from kdalign.models.attention import ATTENTION
 
@@ -308,7 +303,7 @@ def attention_of(config: "PretrainedConfig") -> str:
 
 def language_model_class(config: "PretrainedConfig") -> str:
     """Return the class name of a model type's language model."""
-    auto = auto_class(LANGUAGE_HEADS[layout_of(config).family])
+    auto = auto_class(LANGUAGE_HEADS[layout_of(config).family], config.model_type)
     return str(auto._model_mapping[type(config)].__name__)
 
 
@@ -344,6 +339,8 @@ def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
     found = {}
     stacks = {stack.name: stack for stack in layout_of(model.config).stacks}
     for layer, block in blocks(model).items():
+        if not stacks[layer.stack].attention:
+            continue
         found[layer] = block.get_submodule(stacks[layer.stack].attention)
         if stacks[layer.stack].cross:
             found[Layer(CROSS, layer.number)] = block.get_submodule(stacks[layer.stack].cross)
@@ -377,7 +374,9 @@ def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]])
     changed = copy.deepcopy(config)
     for stack in layout_of(config).stacks:
         kept = layers[stack.name]
-        setattr(changed, stack.layers, len(kept))
+        setattr(stack_config(changed, stack), stack.layers, len(kept))
+        if stack.config:
+            continue
         for name, kinds in config.to_dict().items():  # such as sliding and full attention, one for each layer
             if "layer" in name and isinstance(kinds, list) and len(kinds) == getattr(config, stack.layers):
                 setattr(changed, name, [kinds[number] for number in kept])
@@ -414,23 +413,3 @@ def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
                 )
             setattr(changed, name, getattr(tokenizer, role))
     return changed
-
-
-def any_ids(config: "PretrainedConfig", batch: int, length: int, device: "torch.device") -> "Tensor":
-    """Return arbitrary token ids that a model can read, (batch, length), to test that it computes or to time it.
-
-    They end with its end token if it has one, as models that classify by it (BART, T5) refuse texts without.
-    """
-    import torch
-
-    ids = torch.full((batch, length), config.vocab_size // 2, device=device)
-    end = getattr(config, "eos_token_id", None)
-    if isinstance(end, int) and 0 <= end < config.vocab_size:
-        ids[:, -1] = end
-    return ids
-
-
-def accepted_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the inputs that a model's forward accepts (DistilBERT has no ``token_type_ids``)."""
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in inputs.items() if name in known}

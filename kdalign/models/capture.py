@@ -18,13 +18,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kdalign.data.media.grid import Grid, grid_in
 from kdalign.data.token_matching import TokenAlignment
-from kdalign.errors import UsageError
-from kdalign.models.architecture import CROSS, Layer, accepted_inputs, attention_modules, blocks, layout_of
+from kdalign.models.architecture import CROSS, Layer, attention_modules, blocks, layout_of
 from kdalign.models.attention import ATTENTION, AttentionKeeper, keepers
+from kdalign.models.grids import grid_of, move_to_grid
 from kdalign.models.heads import HeadKind, head_of_class
-from kdalign.models.layouts import LAYOUTS, AttentionLayout
-from kdalign.models.lm_head import LMHead
+from kdalign.models.inputs import accepted_inputs
+from kdalign.models.layouts import AttentionLayout
+from kdalign.models.lm_head import LMHead, vocabulary_head
 from kdalign.models.mixtures import ClassMixture
 from kdalign.models.own_attention import OWN_ATTENTION
 from kdalign.models.sharding import is_sharded
@@ -37,6 +39,8 @@ class Signal(StrEnum):
     LOGITS = "logits"
     TOKENS = "tokens"
     """Distributions over the next token, of a language model."""
+    PAIRS = "pairs"
+    """A dual encoder's embeddings of images and of texts."""
     FEATURES = "features"
     """The last features, which an embedding is the mean of."""
     HIDDEN = "hidden"
@@ -59,7 +63,7 @@ class Activations:
     """Activations of one forward, by layer.
 
     Attributes:
-        logits: (batch, classes); empty for a language model.
+        logits: (batch, classes), or (batch, frames, entries) of a model that labels frames; empty for a language model.
         features: (batch, time, width), a language model's input to its vocabulary, or the last ones of a model
             without a head; empty for a classifier.
         head: a language model's vocabulary.
@@ -80,11 +84,15 @@ class Activations:
             the same tokens.
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
         words: (entries, width), the student's input embeddings, if masked tokens are to be predicted.
+        image_features: (batch, width), a dual encoder's embeddings of images, of length 1; empty for others.
+        text_features: (batch, width), those of texts.
+        scale: a dual encoder's factor of cosines.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
         shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, by the mixture
             of them, if it attends.
         mixture: several teachers' distributions over classes; None for one teacher, or one for each row.
         embeddings_of: for each of several teachers its weight and its last features.
+        blank: entry of a frame without a label, of a model that labels frames.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -104,10 +112,14 @@ class Activations:
     again: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     shares: dict[Layer, Tensor] = field(default_factory=dict)
     filled: Tensor = field(default_factory=lambda: torch.empty(0))
+    image_features: Tensor = field(default_factory=lambda: torch.empty(0))
+    text_features: Tensor = field(default_factory=lambda: torch.empty(0))
+    scale: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))
     matchings: tuple[TokenAlignment | None, ...] = (None,)
     mixture: ClassMixture | None = None
     embeddings_of: tuple[tuple[float, Tensor], ...] = ()
+    blank: int = 0
 
     def logits_at(self, temperature: float, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return logits over classes that give a teacher's distribution once they are softened at a temperature.
@@ -121,6 +133,36 @@ class Activations:
         if self.mixture is not None:
             return self.mixture.logits_at(temperature, before)
         return self.logits if before is None else before(self.logits)
+
+    def on_grid(self, grid: Grid, class_tokens: int, image: tuple[int, int]) -> "Activations":
+        """Move the features of layers that see an image to a grid.
+
+        Args:
+            grid: the wanted grid.
+            class_tokens: positions before the patches.
+            image: height and width of the image.
+        """
+
+        def moved(states: Tensor) -> Tensor:
+            return move_to_grid(states, grid_of(states.size(1), class_tokens, image), grid)
+
+        return replace(
+            self,
+            hidden={layer: moved(kept) if layer.stack == "vision" else kept for layer, kept in self.hidden.items()},
+            embeddings={name: moved(kept) if name == "vision" else kept for name, kept in self.embeddings.items()},
+        )
+
+    def first_positions(self, count: int) -> "Activations":
+        """Keep at most this many positions of the features of an encoder."""
+
+        def kept(states: Tensor, stack: str) -> Tensor:
+            return states[:, :count] if stack == "encoder" else states
+
+        return replace(
+            self,
+            hidden={layer: kept(states, layer.stack) for layer, states in self.hidden.items()},
+            embeddings={stack: kept(states, stack) for stack, states in self.embeddings.items()},
+        )
 
     def moved(self, matching: TokenAlignment) -> "Activations":
         """Move a teacher's activations to its student's positions; features and logits stay."""
@@ -275,21 +317,41 @@ def forward(
 
     Args:
         model: a model with the attention named ``ATTENTION``, if its family allows it.
-        inputs: what its forward accepts.
+        inputs: a batch's inputs, of which its forward takes those that it accepts.
         wanted: the layers to keep.
         order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
             language model or a model without a head.
     """
+    read = accepted_inputs(model, inputs)
     with capture(model, wanted) as signals:
         if not wanted.answers:
-            _run_layers(model, inputs, wanted.layers)
+            _run_layers(model, read, wanted.layers)
         elif order is not None:
-            signals.logits = model(**inputs).logits.index_select(-1, order)
+            signals.logits = model(**read).logits.index_select(-1, order)
+        elif head_of_class(type(model).__name__) is HeadKind.DUAL:
+            output = model(**read)
+            signals.image_features, signals.text_features = output.image_embeds, output.text_embeds
+            signals.scale = model.logit_scale.exp()
         elif head_of_class(type(model).__name__) is HeadKind.NONE:
-            signals.features = model(**inputs).last_hidden_state
+            signals.features = model(**read).last_hidden_state
+        elif head_of_class(type(model).__name__) is HeadKind.CTC:
+            signals.logits, signals.blank = model(**read).logits, int(model.config.pad_token_id)
         else:
-            signals.features, signals.head = _before_vocabulary(model, inputs)
-    return signals
+            signals.features, signals.head = _before_vocabulary(model, read)
+    return on_common_grid(signals, model, inputs)
+
+
+def on_common_grid(signals: Activations, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Activations:
+    """Move a model's features of images to the grid that a batch asks for, if it does.
+
+    Of sounds, the positions of an encoder that pads them further than the batch does are left out.
+    """
+    grid = grid_in(inputs)
+    if grid is None:
+        sounds = layout_of(model.config).modality == "audio" and "attention_mask" in inputs
+        return signals.first_positions(inputs["attention_mask"].size(-1)) if sounds else signals
+    height, width = inputs["pixel_values"].shape[-2:]
+    return signals.on_grid(grid, layout_of(model.config).class_tokens, (height, width))
 
 
 class _LayersDone(Exception):
@@ -317,59 +379,6 @@ def _run_layers(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: froze
         pass
     finally:
         handle.remove()
-
-
-def check_read(model: PreTrainedModel) -> PreTrainedModel:
-    """Check that activations captured from a model are those that it computes; types in ``LAYOUTS`` are known to pass.
-
-    Its logits must be its features times its vocabulary, every layer must be seen, maps must be probabilities, and
-    packed documents must not see each other nor the future.
-
-    Raises:
-        UsageError: the activation that is wrong.
-    """
-    if model.config.model_type in LAYOUTS or model.device.type == "meta":
-        return model
-    try:
-        wrong = _misread(model)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, StopIteration, AssertionError) as error:
-        wrong = f"its forward cannot be read ({type(error).__name__}: {error})"
-    if wrong:
-        raise UsageError(f"model type {model.config.model_type!r} is not supported: {wrong}")
-    return model
-
-
-def _misread(model: PreTrainedModel) -> str:
-    """Return which of a model's activations is captured wrongly; empty if all are right."""
-    head, before = head_of_class(type(model).__name__), model.config._attn_implementation
-    ids = torch.arange(5, 17, device=model.device)[None] % int(model.config.vocab_size)
-    inputs = accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    layers = frozenset(blocks(model))
-    maps = layers if layout_of(model.config).attention is AttentionLayout.INTERFACE else frozenset[Layer]()
-    order = torch.arange(model.config.num_labels, device=model.device) if head is HeadKind.CLASSIFIER else None
-
-    def same(one: Tensor, other: Tensor) -> bool:
-        return torch.allclose(one.float(), other.float(), atol=1e-3, rtol=1e-3)
-
-    with inference_mode(model):
-        plain = model(**inputs)[0]
-        signals = forward(enable_capture(model), inputs, CaptureSpec(hidden=layers, attention=maps), order)
-        if signals.head is not None and not same(signals.head.logits(signals.features), plain):
-            return "its logits are not its features times its vocabulary"
-        if signals.hidden.keys() != layers or signals.attention.keys() != maps:
-            return "not every layer can be seen"
-        if not all(same(each.sum(dim=-1), torch.ones_like(each[..., 0])) for each in signals.attention.values()):
-            return "its attention maps are not probabilities"
-        if head is HeadKind.CAUSAL:
-            half = ids.size(1) // 2
-            document = torch.arange(ids.size(1), device=ids.device) // half
-            mask = (document[:, None] == document).tril()[None, None]
-            places = torch.arange(ids.size(1), device=ids.device)[None] % half
-            packed = accepted_inputs(model, {"input_ids": ids, "attention_mask": mask, "position_ids": places})
-            if not same(model(**packed)[0][:, half:], model(input_ids=ids[:, half:])[0]):
-                return "documents that are packed together see each other"
-    model.set_attn_implementation(before)
-    return ""
 
 
 def pooled(
@@ -406,21 +415,6 @@ def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tup
     return features, vocabulary_head(model)[1]  # a sharded model's are gathered by now
 
 
-def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, LMHead]:
-    """Find the map from features to the vocabulary: the module whose input, or output if it is not linear, it takes."""
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    if model.config.model_type == "deberta-v2" and not model.config.legacy:
-        head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
-        return head.get_submodule("LayerNorm"), LMHead(model.get_input_embeddings().weight, head.get_parameter("bias"))
-    linear = model.get_output_embeddings()
-    assert isinstance(linear, nn.Linear), f"{model.config.model_type} maps to its vocabulary by a linear layer"
-    bias = linear.bias
-    extra = dict(model.named_buffers()).get("final_logits_bias")  # BART and Marian add a constant
-    if extra is not None:
-        bias = extra[0] if bias is None else bias + extra[0]
-    return linear, LMHead(linear.weight, bias, softcap)
-
-
 def _hook(
     block: nn.Module, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations, turned: bool
 ) -> torch.utils.hooks.RemovableHandle:
@@ -430,6 +424,7 @@ def _hook(
         layer = next(following)
         if layer in wanted.hidden:
             hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden  # a convolution's map
             signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
 
     return block.register_forward_hook(keep)

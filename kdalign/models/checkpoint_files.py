@@ -20,9 +20,6 @@ from transformers.utils import cached_file
 from kdalign.errors import UsageError, cause_of, did_you_mean, library_errors, shorten
 from kdalign.files import is_utf8, read_json, sha256
 from kdalign.models.architecture import (
-    accepted_inputs,
-    any_ids,
-    check_sizes,
     count_parameters,
     language_model_class,
     layout_of,
@@ -30,6 +27,8 @@ from kdalign.models.architecture import (
 )
 from kdalign.models.gguf_files import read_gguf_config
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, has_classifier
+from kdalign.models.inputs import accepted_inputs, any_inputs
+from kdalign.models.size_checks import check_sizes
 from kdalign.models.weight_files import ADAPTER, INDEX, WHOLE, find_adapter, read_headers, shard_names
 
 UNBOUNDED = 10**9
@@ -109,7 +108,9 @@ def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = T
 
 def max_positions(config: PretrainedConfig) -> int:
     """Return a model's longest input in tokens."""
-    given = getattr(config, "max_position_embeddings", None)  # T5 has none and XLNet -1: they count relatively
+    of_targets = getattr(config, "max_target_positions", None)  # Whisper's; its sounds have a length of their own
+    # T5 has none and XLNet -1: they count relatively.
+    given = getattr(config.get_text_config(), "max_position_embeddings", of_targets)
     found = int(given) if given is not None and given > 0 else UNBOUNDED
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         found -= int(config.pad_token_id) + 1  # these count positions from after the padding id
@@ -346,8 +347,8 @@ _SMALL = 10**7
 
 def _forward_error(model: PreTrainedModel) -> Exception | None:
     """Return the error that a model raises over four tokens; None if it computes."""
-    ids = any_ids(model.config, 1, 4, model.device)
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    inputs = any_inputs(model.config, 1, 4, model.device)
+    inputs.pop("attention_mask", None)
     try:
         with torch.no_grad():
             model(**accepted_inputs(model, inputs))
@@ -360,8 +361,8 @@ def _check_architectures(name: str, config: PretrainedConfig, names: tuple[str, 
     """Refuse a configuration that does not name the class of its weights' head, which would be dropped silently."""
     if config.architectures:
         return
-    for head in (HeadKind.CLASSIFIER, LANGUAGE_HEADS[layout_of(config).family]):
-        auto = auto_class(head)
+    for head in filter(None, (HeadKind.CLASSIFIER, LANGUAGE_HEADS.get(layout_of(config).family))):
+        auto = auto_class(head, config.model_type)
         if type(config) not in auto._model_mapping:
             continue
         model = meta_model(config, head=head)

@@ -13,8 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import language_model_class, new_model
-from kdalign.models.heads import LANGUAGE_HEADS, auto_class
+from kdalign.models.heads import OWN_HEADS, auto_class
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.new_image_models import ImageSpec, is_image_type, parse_image_spec
+from kdalign.models.new_speech_models import SpeechSpec, is_speech_type, parse_speech_spec
 
 _LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 _ROBERTAS = ("roberta", "xlm-roberta", "camembert")
@@ -58,17 +60,25 @@ class ScratchSpec:
     dropout: float
 
 
-def parse_scratch_spec(text: str) -> ScratchSpec:
+NEW_TYPES = tuple(kind for kind, layout in LAYOUTS.items() if layout.modality != "audio" or is_speech_type(kind))
+"""Types of models that can be built from scratch."""
+
+
+def parse_scratch_spec(text: str) -> ScratchSpec | ImageSpec | SpeechSpec:
     """Read ``new:TYPE,key=value,...``, such as ``new:deberta-v2,layers=4,width=256``.
 
     Raises:
         UsageError: an unknown type or key, or a value that no model can have.
     """
     if not text.startswith("new:"):
-        raise UsageError(f"new model {text!r}: accepted is new:TYPE,key=value,... (types: {', '.join(LAYOUTS)})")
+        raise UsageError(f"new model {text!r}: accepted is new:TYPE,key=value,... (types: {', '.join(NEW_TYPES)})")
     model_type, *settings = text.removeprefix("new:").split(",")
-    if model_type not in LAYOUTS:
-        raise unknown("type of a new model", model_type, LAYOUTS)
+    if model_type not in NEW_TYPES:
+        raise unknown("type of a new model", model_type, NEW_TYPES)
+    if is_image_type(model_type):
+        return parse_image_spec(text)
+    if is_speech_type(model_type):
+        return parse_speech_spec(text)
     stacks = [stack.name for stack in LAYOUTS[model_type].stacks]
     accepted = ["layers", "width", "heads", "feed_forward", "positions"]
     accepted += [f"{stack}_layers" for stack in stacks] if len(stacks) > 1 else []
@@ -217,11 +227,12 @@ def _own_fields(new: ScratchSpec, pad: int, end: int) -> dict[str, Any]:
 
 
 def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Build a float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
+    """Build a float32 language model or image classifier, every weight drawn by the seed, not by the global generator.
 
     Learned positions start as sines and cosines, so that attention can tell neighbouring positions from the first step.
     """
-    auto = auto_class(LANGUAGE_HEADS[LAYOUTS[config.model_type].family])
+    head = OWN_HEADS[LAYOUTS[config.model_type].family]
+    auto = auto_class(head, config.model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(auto, copy.deepcopy(config))

@@ -1,8 +1,10 @@
-"""Configuration fields and module paths of each model type: layers, attention, embeddings."""
+"""Configuration fields and module paths of each model type: layers, attention, embeddings, and what it reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from kdalign.data.media.rows import Modality
 
 
 class AttentionLayout(StrEnum):
@@ -24,6 +26,8 @@ class StackLayout:
         blocks: path of the list of layers, below the base model.
         attention: path of the self-attention, below a layer.
         cross: path of the attention from an encoder-decoder's decoder to its encoder; else empty.
+        widths: field with the width of each layer, where a layer is a stage of a pyramid; else empty.
+        config: field of the configuration that holds the stack's own, where a model has several; else empty.
     """
 
     name: str
@@ -34,6 +38,8 @@ class StackLayout:
     heads: str = "num_attention_heads"
     feed_forward: str = "intermediate_size"
     cross: str = ""
+    widths: str = ""
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class Layout:
         attention: how its attention can be captured.
         time_first: True if its layers work on (time, batch, width).
         shared: True if all layers are one module that runs repeatedly.
+        modality: what it reads.
+        class_tokens: number of positions before the patches of an image.
+        fixed: module paths below the base model whose weights are computed, not learned: sinusoidal positions.
     """
 
     family: str
@@ -53,6 +62,14 @@ class Layout:
     attention: AttentionLayout = AttentionLayout.INTERFACE
     time_first: bool = False
     shared: bool = False
+    modality: Modality = "text"
+    class_tokens: int = 0
+    fixed: tuple[str, ...] = ()
+
+    @property
+    def staged(self) -> bool:
+        """True if its layers are stages of a pyramid, each of a width and a grid of its own."""
+        return any(stack.widths for stack in self.stacks)
 
 
 _BERT = Layout("masked", (StackLayout("encoder", "encoder.layer", "attention.self"),))
@@ -79,6 +96,33 @@ _BART = Layout(
     ("shared", "encoder.embed_positions", "decoder.embed_positions"),
 )
 
+_VIT = Layout("vision", (StackLayout("vision", "layers", "attention"),), modality="image", class_tokens=1)
+
+
+def _pyramid(blocks: str, widths: str, embeddings: str = "embeddings") -> Layout:
+    """Layout of an image model whose layers are stages, with nothing to capture of their attention."""
+    stages = StackLayout("vision", blocks, "", widths=widths)
+    return Layout("vision", (stages,), (embeddings,), AttentionLayout.CLOSED, modality="image")
+
+
+_CLIP = Layout(
+    "dual",
+    (
+        StackLayout("vision", "vision_model.encoder.layers", "self_attn", config="vision_config"),
+        StackLayout("text", "text_model.encoder.layers", "self_attn", config="text_config"),
+    ),
+    ("vision_model.embeddings", "text_model.embeddings"),
+    modality="image",
+    class_tokens=1,
+)
+
+
+_WAV2VEC2 = Layout(
+    "ctc",
+    (StackLayout("encoder", "encoder.layers", "attention"),),
+    ("feature_extractor", "feature_projection", "encoder.pos_conv_embed"),
+    modality="audio",
+)
 
 LAYOUTS: Mapping[str, Layout] = {
     "bert": _BERT,
@@ -140,5 +184,36 @@ LAYOUTS: Mapping[str, Layout] = {
         ("shared",),
     ),
     "bart": _BART,
-    "marian": _BART,
+    "marian": replace(_BART, fixed=("encoder.embed_positions", "decoder.embed_positions")),
+    "whisper": replace(
+        _BART,
+        embeddings=(
+            "encoder.conv1",
+            "encoder.conv2",
+            "encoder.embed_positions",
+            "decoder.embed_tokens",
+            "decoder.embed_positions",
+        ),
+        modality="audio",
+        fixed=("encoder.embed_positions",),
+    ),
+    "wav2vec2": _WAV2VEC2,
+    "hubert": _WAV2VEC2,
+    "wavlm": replace(_WAV2VEC2, attention=AttentionLayout.CLOSED),
+    "vit": _VIT,
+    "deit": replace(_VIT, class_tokens=2),
+    "clip": _CLIP,
+    "swin": _pyramid("encoder.layers", "embed_dim"),
+    "convnext": _pyramid("encoder.stages", "hidden_sizes"),
+    "resnet": _pyramid("encoder.stages", "hidden_sizes", "embedder"),
 }
+
+
+def modality_of(model_type: str) -> Modality:
+    """Return what models of a type read; text if the type is unknown."""
+    return LAYOUTS[model_type].modality if model_type in LAYOUTS else "text"
+
+
+def reads_samples(model_type: str) -> bool:
+    """Return whether models of a type read the samples of sounds, and no spectrogram."""
+    return model_type in LAYOUTS and LAYOUTS[model_type].family == "ctc"

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kdalign.errors import NotFinite
 
@@ -29,6 +30,21 @@ class LMHead:
         """Detach the map from its graph, in another precision, for the first entries; copied only for precision."""
         bias = None if self.bias is None else self.bias.detach()[:entries].to(dtype)
         return replace(self, weight=self.weight.detach()[:entries].to(dtype), bias=bias)
+
+
+def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, LMHead]:
+    """Find the map from features to the vocabulary: the module whose input, or output if it is not linear, it takes."""
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if model.config.model_type == "deberta-v2" and not model.config.legacy:
+        head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
+        return head.get_submodule("LayerNorm"), LMHead(model.get_input_embeddings().weight, head.get_parameter("bias"))
+    linear = model.get_output_embeddings()
+    assert isinstance(linear, nn.Linear), f"{model.config.model_type} maps to its vocabulary by a linear layer"
+    bias = linear.bias
+    extra = dict(model.named_buffers()).get("final_logits_bias")  # BART and Marian add a constant
+    if extra is not None:
+        bias = extra[0] if bias is None else bias + extra[0]
+    return linear, LMHead(linear.weight, bias, softcap)
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:

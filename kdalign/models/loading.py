@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -89,7 +88,8 @@ def load_classifier(
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
     config = with_task_head(checkpoint.config, task) if fresh_head else checkpoint.config
-    loaded = _load(AutoModelForSequenceClassification, checkpoint, config, seed)
+    auto = auto_class(HeadKind.CLASSIFIER, config.model_type)
+    loaded = _load(auto, checkpoint, config, seed)
     check_complete(checkpoint, loaded, fresh_head)
     return check_finite(_with_fresh_head(loaded.model, seed) if fresh_head else loaded.model, checkpoint)
 
@@ -107,7 +107,7 @@ def load_language_model(checkpoint: Checkpoint, *, fresh_head: bool = False, see
     """
     if checkpoint.gguf is not None:
         return check_finite(_load_gguf(checkpoint), checkpoint)
-    auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
+    auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family], checkpoint.config.model_type)
     loaded = _load(auto, checkpoint, checkpoint.config, seed)
     check_complete(checkpoint, loaded, fresh_head)
     return check_finite(loaded.model, checkpoint)
@@ -119,7 +119,7 @@ def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
-    loaded = _load(auto_class(HeadKind.NONE), checkpoint, checkpoint.config)
+    loaded = _load(auto_class(HeadKind.NONE, checkpoint.config.model_type), checkpoint, checkpoint.config)
     check_complete(checkpoint, loaded, False)
     return check_finite(loaded.model, checkpoint)
 
@@ -142,7 +142,7 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
         return
     of = f"{checkpoint.path} {checkpoint.hash} {describe_config(checkpoint.config)}"
     if (of, head, fresh_head) not in SOUND_NAME:
-        loaded = _load(auto_class(head), checkpoint, checkpoint.config, device="meta")
+        loaded = _load(auto_class(head, checkpoint.config.model_type), checkpoint, checkpoint.config, device="meta")
         check_complete(checkpoint, loaded, fresh_head)
         SOUND_NAME.add((of, head, fresh_head))
     if of not in SOUND_NAME:
@@ -178,16 +178,23 @@ def _load(
             ignore_mismatched_sizes=True,  # they are in the report, with their names
             **place,
         )
+    _freeze_fixed(model)
     shapes = {name: (tuple(held), tuple(asked)) for name, held, asked in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *shapes}
     return LoadReport(model, tuple(sorted(missing)), tuple(sorted(report["unexpected_keys"])), shapes)
+
+
+def _freeze_fixed(model: PreTrainedModel) -> None:
+    """Keep computed positions from being trained, as in a new model: loading makes parameters of them."""
+    for path in layout_of(model.config).fixed:
+        model.base_model.get_submodule(path).requires_grad_(False)
 
 
 def _load_gguf(checkpoint: Checkpoint) -> PreTrainedModel:
     assert checkpoint.gguf_file is not None
     if _stores_nothing():
         return meta_model(checkpoint.config, head=LANGUAGE_HEADS[layout_of(checkpoint.config).family])
-    auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
+    auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family], checkpoint.config.model_type)
     with library_errors(f"cannot load the weights of {checkpoint.name!r}"), quiet_transformers():
         return load_gguf_model(checkpoint.gguf_file, auto, checkpoint.config, attention_of(checkpoint.config))
 
@@ -196,7 +203,7 @@ def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Put a head drawn by the seed on the same encoder, even if the checkpoint's head would fit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = new_model(AutoModelForSequenceClassification, model.config)
+        fresh = new_model(auto_class(HeadKind.CLASSIFIER, model.config.model_type), model.config)
     fresh.base_model.load_state_dict(model.base_model.state_dict())
     return fresh
 
@@ -209,7 +216,7 @@ def load_any(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     if checkpoint.gguf is not None:
         return _load_gguf(checkpoint)
-    loaded = _load(auto_class(head_of(checkpoint.config)), checkpoint, checkpoint.config)
+    loaded = _load(auto_class(head_of(checkpoint.config), checkpoint.config.model_type), checkpoint, checkpoint.config)
     check_complete(checkpoint, loaded, False)
     return loaded.model
 

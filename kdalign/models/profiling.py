@@ -3,7 +3,7 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,27 +15,31 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from kdalign.data.media.rows import Modality
 from kdalign.devices import make_accelerator
 from kdalign.environment import trim_heap
+from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import (
     Architecture,
-    Layer,
-    accepted_inputs,
-    any_ids,
     blocks,
     count_parameters,
     describe,
     embedding_parameters,
+    layout_of,
     meta_model,
 )
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import Checkpoint, check_length, weights_megabytes
+from kdalign.models.flop_count import Flops, count_flops, runnable
 from kdalign.models.heads import head_of
+from kdalign.models.inputs import probe_inputs
+from kdalign.models.layouts import modality_of
 
+PROFILED_TOKENS = 128
+"""Default length."""
 WARM_UP = 5
 REPEATS = 25
 WARM_UP_SECONDS, TURN_SECONDS = 0.5, 2.0
@@ -83,9 +87,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Profile:
-    """One model's costs.
+    """One model's costs, for each length in tokens; those of an image have the length 1, and a "token" is an image.
+
+    A model of speech reads a sound of the greatest length before its tokens.
 
     Attributes:
+        heads: attention heads of a layer; None for stages of a pyramid, as is ``feed_forward``.
+        vocabulary: number of tokens; None for a model without any.
         parameters: tied ones once.
         embedding_parameters: number of parameters in the embeddings.
         parts: embeddings, layers and the rest.
@@ -104,11 +112,12 @@ class Profile:
 
     name: str
     model_type: str
+    modality: Modality
     layers: int
     width: int
-    heads: int
-    feed_forward: int
-    vocabulary: int
+    heads: int | None
+    feed_forward: int | None
+    vocabulary: int | None
     parameters: int
     embedding_parameters: int
     parts: tuple[Part, ...]
@@ -130,7 +139,7 @@ class Profile:
 
 def profile(
     checkpoint: Checkpoint,
-    lengths: tuple[int, ...],
+    lengths: tuple[int, ...] | None = None,
     batch_size: int = 32,
     model: PreTrainedModel | None = None,
     device: str = "cpu",
@@ -138,13 +147,25 @@ def profile(
 ) -> Profile:
     """Profile a checkpoint by its configuration, and measure its speed if the loaded model is given.
 
+    Args:
+        checkpoint: the model.
+        lengths: lengths in tokens, 128 if None; images have none.
+        batch_size: examples of a batch, for throughput and memory.
+        model: the loaded model; None to measure no time.
+        device: the model's device.
+        precision: of the timings, ``fp32`` or ``bf16``.
+
     Raises:
-        UsageError: a length beyond the model's positions.
+        UsageError: a length beyond the model's positions, or of images.
     """
+    modality = modality_of(checkpoint.config.model_type)
+    if modality == "image" and lengths is not None:
+        raise UsageError(f"--seq-len is for models of tokens, and {checkpoint.name!r} reads images of one size")
+    lengths = lengths or ((1,) if modality == "image" else (PROFILED_TOKENS,))
     for length in lengths:
         check_length(checkpoint, length, "--seq-len")
     architecture = describe(checkpoint.config)
-    stack = architecture.stacks[0]
+    stack, staged = architecture.stacks[0], layout_of(checkpoint.config).staged
     shape = runnable(partial(meta_model, checkpoint.config, "eager"), lengths[0])
     megabytes = weights_megabytes(checkpoint) if Path(checkpoint.path).is_dir() or model is not None else 0.0
     parameters = count_parameters(shape)
@@ -152,11 +173,12 @@ def profile(
     return Profile(
         name=checkpoint.name,
         model_type=architecture.model_type,
+        modality=modality,
         layers=stack.layers,
         width=stack.width,
-        heads=stack.heads,
-        feed_forward=stack.feed_forward,
-        vocabulary=architecture.vocabulary,
+        heads=None if staged else stack.heads,
+        feed_forward=None if staged else stack.feed_forward,
+        vocabulary=architecture.vocabulary or None,
         parameters=parameters,
         embedding_parameters=embedding_parameters(shape),
         parts=_parts(shape, counted),
@@ -175,27 +197,6 @@ def profile(
     )
 
 
-def runnable(build: Callable[[str], PreTrainedModel], length: int) -> PreTrainedModel:
-    """Build a model on a device, to count FLOPs of: without storage, or with weights if its forward reads numbers."""
-    shape = build("meta")
-    try:
-        count_flops(shape, length)
-    except RuntimeError:  # GPT-2, DeBERTa and XLNet read numbers, which the meta device lacks
-        return build("cpu")
-    return shape
-
-
-def flops_of(model: PreTrainedModel, length: int) -> int:
-    """Count floating-point operations of a loaded model's forward over one text of this many tokens."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with inference_mode(model):
-            return count_flops(model, length).total
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _quadratic(model: PreTrainedModel, length: int, flops: int) -> float:
     """Return b n^2 of the FLOPs a + b n^2 + c n at a length, fitted to two shorter ones; 0 for lengths below 4."""
     if length < 4:
@@ -211,7 +212,7 @@ def _cache(architecture: Architecture) -> dict[str, float]:
     return {name: size * kept / 1e3 for name, size in BYTES.items()} if kept else {}
 
 
-def _parts(model: PreTrainedModel, counted: dict[int, "Flops"]) -> tuple[Part, ...]:
+def _parts(model: PreTrainedModel, counted: dict[int, Flops]) -> tuple[Part, ...]:
     seen: set[int] = set()
 
     def own(module: nn.Module) -> int:
@@ -233,72 +234,6 @@ def _parts(model: PreTrainedModel, counted: dict[int, "Flops"]) -> tuple[Part, .
         ),
         Part("rest", rest, beside),
     )
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one pass at batch 1, of the whole model and of each layer's forward."""
-
-    total: int
-    layers: dict[Layer, int]
-
-
-def count_flops(model: PreTrainedModel, length: int, backward: bool = False) -> Flops:
-    """Count floating-point operations of one forward at batch 1, by torch as it runs (2 a multiply-add).
-
-    The model may be on the meta device. Its attention must be eager: torch counts nothing for SDPA on CPU.
-
-    Args:
-        model: the model whose layers are counted.
-        length: tokens.
-        backward: True to count the backward's, too.
-    """
-    counter = FlopCounterMode(display=False)
-    layers = dict.fromkeys(blocks(model), 0)
-    # torch's counter follows inputs that need a gradient, and fails on such a parameter if no gradient is taken.
-    frozen = [] if backward else [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with counter, _watched(model, counter, layers), _without_gradients(frozen), torch.set_grad_enabled(backward):
-        inputs = _inputs(model, 1, length)
-        del inputs["attention_mask"]
-        output = model(**inputs)[0]
-        if backward:
-            output.float().sum().backward()
-            model.zero_grad(set_to_none=True)
-    return Flops(int(counter.get_total_flops()), layers)
-
-
-@contextmanager
-def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _watched(model: PreTrainedModel, counter: FlopCounterMode, layers: dict[Layer, int]) -> Iterator[None]:
-    """Add to each layer the operations counted while it runs; layers that share a module take turns."""
-    found = blocks(model)
-    handles = []
-    for block in dict.fromkeys(found.values()):
-        turns = iter([layer for layer in found if found[layer] is block])
-        begun: list[int] = []
-
-        def before(*_: Any, begun: list[int] = begun) -> None:
-            begun.append(int(counter.get_total_flops()))
-
-        def after(*_: Any, begun: list[int] = begun, turns: Iterator[Layer] = turns) -> None:
-            layers[next(turns)] = int(counter.get_total_flops()) - begun.pop()
-
-        handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def measure(
@@ -339,7 +274,7 @@ def activation_bytes(model: PreTrainedModel, batch_size: int, length: int) -> in
     model.train()
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model(**_inputs(model, batch_size, length))[0]
+            output = model(**probe_inputs(model, batch_size, length))[0]
         del output
     finally:
         model.train(was_training)
@@ -392,7 +327,7 @@ def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: 
 
 
 def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_up: int = WARM_UP) -> list[float]:
-    inputs = _inputs(model, batch, length)
+    inputs = probe_inputs(model, batch, length)
     times = []
     with inference_mode(model):
         for number in range(warm_up + repeats):
@@ -405,14 +340,6 @@ def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_u
     return times
 
 
-def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Any]:
-    ids = any_ids(model.config, batch, length, model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    return accepted_inputs(model, inputs)
-
-
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -420,7 +347,7 @@ def _wait(device: torch.device) -> None:
 
 def profile_models(
     names: Sequence[str],
-    lengths: tuple[int, ...],
+    lengths: tuple[int, ...] | None = None,
     batch_size: int = 32,
     device: str = "auto",
     weights: bool = True,
@@ -430,12 +357,16 @@ def profile_models(
     """Profile models one after another, measuring their speed if ``weights`` are loaded.
 
     Raises:
-        UsageError: a missing model, or a length beyond its positions.
+        UsageError: a missing model, a length beyond its positions, or models that read different things.
     """
     checkpoints = [
         checkpoint_files.find_checkpoint(name, revision if number == 0 else None, weights=weights)
         for number, name in enumerate(names)
     ]
+    reads = {modality_of(checkpoint.config.model_type): checkpoint.name for checkpoint in checkpoints}
+    if len(reads) > 1:
+        named = ", ".join(f"{name!r} reads {modality}" for modality, name in reads.items())
+        raise UsageError(f"costs have other units for text, audio and images: {named} (accepted: models of one kind)")
     if weights:
         for checkpoint in checkpoints:
             loading.check_weights(checkpoint, head_of(checkpoint.config))

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.errors import UsageError, unknown
-from kdalign.models.architecture import Stack, accepted_inputs, describe, new_model
+from kdalign.models.architecture import Stack, describe, new_model
 from kdalign.models.capture import inference_mode
 from kdalign.models.heads import auto_class, head_of_class
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.pruning_layouts import FAMILIES, Axis
 from kdalign.models.pruning_sizes import WidthSpec, prune_config
 
@@ -51,7 +52,7 @@ def prune_width(
     config = prune_config(model.config, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = new_model(auto_class(head_of_class(type(model).__name__)), config)
+        student = new_model(auto_class(head_of_class(type(model).__name__), config.model_type), config)
     if by == "random":
         return student
     (old,), (new,) = describe(model.config).stacks, describe(config).stacks

@@ -80,7 +80,7 @@ def check_recomputation(config: PretrainedConfig) -> None:
     """
     if config.model_type in LAYOUTS:
         return
-    if not auto_class(HeadKind.NONE)._model_mapping[type(config)].supports_gradient_checkpointing:
+    if not auto_class(HeadKind.NONE, config.model_type)._model_mapping[type(config)].supports_gradient_checkpointing:
         raise UsageError(
             f"train.gradient_checkpointing: Transformers does not do it for {config.model_type} models, and kdalign is "
             f"not tested with them (accepted: {', '.join(LAYOUTS)}, and types that Transformers does it for); a "

@@ -17,8 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from kdalign.errors import NotFinite
 from kdalign.metrics.arrays import Array
-from kdalign.models.capture import vocabulary_head
-from kdalign.models.lm_head import LMHead
+from kdalign.models.lm_head import LMHead, vocabulary_head
 
 ROWS = 32
 """Texts that are sampled at a time."""

@@ -108,7 +108,13 @@ def transfer_vocabulary(
 
 
 def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedModel:
-    """Set every dropout of a model, for training; None leaves its own."""
+    """Set every dropout of a model, for training; None leaves its own.
+
+    Models of speech also skip layers and mask frames at random, by generators that no seed of a step reaches. Both are
+    switched off, as every layer is compared in each step.
+    """
+    if getattr(model.config, "layerdrop", None) is not None and hasattr(model.config, "apply_spec_augment"):
+        model.config.layerdrop, model.config.apply_spec_augment = 0.0, False
     if dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -124,8 +130,9 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
 
     Args:
         model: the student, which may be on the meta device.
-        parts: ``embeddings``, ``head`` (all weights outside the body), ``layers=N``, ``layers=N-M``, or those of one
-            stack, ``layers=STACK:N-M``. A head tied to the embeddings counts as theirs.
+        parts: ``embeddings``, ``head`` (all weights outside the body), ``encoder`` (all of an encoder-decoder's),
+            ``layers=N``, ``layers=N-M``, or those of one stack, ``layers=STACK:N-M``. A head tied to the embeddings
+            counts as theirs.
 
     Raises:
         UsageError: a part that is not there, or nothing is left to train.
@@ -140,6 +147,11 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
             found = [parameter for parameter in model.parameters() if id(parameter) not in body]
             if not found:
                 raise UsageError("train.freeze=head: this student has no weights beside its body and embeddings")
+        elif name == "encoder":
+            if not model.config.is_encoder_decoder:
+                raise UsageError("train.freeze=encoder is for encoder-decoders (accepted: embeddings, head, layers=N)")
+            shared = {id(parameter) for parameter in model.get_decoder().parameters()}
+            found = [parameter for parameter in model.get_encoder().parameters() if id(parameter) not in shared]
         else:
             named = _named(numbers, list(layers))
             kept = [layer for layer in layers if layer not in named]
@@ -169,4 +181,4 @@ def _named(text: str, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _empty(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    return new_model(auto_class(head_of_class(type(teacher).__name__)), config)
+    return new_model(auto_class(head_of_class(type(teacher).__name__), config.model_type), config)

@@ -10,11 +10,16 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.tokenizer_training import check_vocabulary_size, requested_vocabulary_size
+from kdalign.data.tokenizer_training import (
+    CHARACTERS,
+    MOST_CHARACTERS,
+    check_vocabulary_size,
+    requested_vocabulary_size,
+)
 from kdalign.errors import UsageError
 from kdalign.models import student_spec
 from kdalign.models.architecture import describe, layout_of, with_tokenizer
-from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint, max_positions
+from kdalign.models.checkpoint_files import UNBOUNDED, Checkpoint, find_checkpoint, max_positions
 from kdalign.models.from_scratch import (
     ScratchSpec,
     build_from_scratch,
@@ -24,9 +29,18 @@ from kdalign.models.from_scratch import (
 )
 from kdalign.models.layer_selection import layers_text
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.media_reader import load_media_reader, new_media_reader
+from kdalign.models.new_image_models import ImageSpec
+from kdalign.models.new_speech_models import SpeechSpec
 from kdalign.models.student import build_student, transfer_vocabulary
 from kdalign.models.student_spec import CutSpec
-from kdalign.models.tokenizer import TokenizerPair, load_tokenizer, load_tokenizer_named, pair_tokenizers
+from kdalign.models.tokenizer import (
+    TokenizerPair,
+    load_tokenizer,
+    load_tokenizer_named,
+    pair_tokenizers,
+    textless_tokenizer,
+)
 from kdalign.recipe import PRETRAINED, Recipe
 
 
@@ -73,6 +87,7 @@ class StudentInputs:
         texts: the teacher's inputs for a few texts, on which a narrower student's parts are chosen.
         seed: seed of all random weights.
         teacher: the teacher in memory, in float32; None to load it if the student is cut out of it.
+        with_head: gives a new model's configuration the head for the task.
     """
 
     load: Callable[[Checkpoint], PreTrainedModel]
@@ -80,6 +95,7 @@ class StudentInputs:
     texts: Iterable[Mapping[str, Tensor]]
     seed: int
     teacher: PreTrainedModel | None
+    with_head: Callable[[PretrainedConfig], PretrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -131,10 +147,10 @@ class CutStudent:
         Raises:
             UsageError: one is missing, or the student cannot have it.
         """
-        theirs = load_tokenizer(self.teacher)
+        theirs, media = load_tokenizer(self.teacher), load_media_reader(self.teacher)
         if self.tokenizer_name is None:
-            return pair_tokenizers(theirs, theirs)
-        pair = pair_tokenizers(_own_tokenizer(self.tokenizer_name, self.family), theirs)
+            return pair_tokenizers(theirs, theirs).with_media(media, media)
+        pair = pair_tokenizers(_own_tokenizer(self.tokenizer_name, self.family), theirs).with_media(media, media)
         self.config(pair)
         return pair
 
@@ -184,7 +200,7 @@ class ScratchStudent:
 
     name: str
     teacher: Checkpoint | None
-    spec: ScratchSpec
+    spec: ScratchSpec | ImageSpec | SpeechSpec
     tokenizer_name: str | None
     checkpoint: ClassVar[None] = None
     copied: ClassVar[None] = None
@@ -198,7 +214,9 @@ class ScratchStudent:
     @property
     def positions(self) -> int:
         """Longest input in tokens."""
-        return self.spec.positions
+        if isinstance(self.spec, ImageSpec) and self.spec.reads_text:
+            return self.spec.one("positions")
+        return self.spec.positions if isinstance(self.spec, ScratchSpec) else UNBOUNDED
 
     def tokenizers(self) -> TokenizerPair:
         """Load the student's tokenizer and, if there is a teacher, the teacher's.
@@ -206,12 +224,23 @@ class ScratchStudent:
         Raises:
             UsageError: one is missing, or nothing says which the student has.
         """
-        theirs = load_tokenizer(self.teacher) if self.teacher is not None else None
+        teacher = self.teacher
+        theirs = _tokenizer_of_teacher(teacher, self.family)
+        media = load_media_reader(teacher) if teacher is not None else None
+        pair = self._tokenizers(theirs)
+        if isinstance(self.spec, ScratchSpec):
+            return pair
+        return pair.with_media(new_media_reader(self.config(pair), media), media)
+
+    def _tokenizers(self, theirs: PreTrainedTokenizerBase | None) -> TokenizerPair:
+        if isinstance(self.spec, ImageSpec) and not self.spec.reads_text:
+            return pair_tokenizers(textless_tokenizer(), theirs)
         if self.tokenizer_name is not None:
             return pair_tokenizers(_own_tokenizer(self.tokenizer_name, self.family), theirs)
-        if theirs is None:
-            raise UsageError(f"--student {self.name!r} needs --tokenizer: a hub id, a folder, or train:8000")
-        return pair_tokenizers(theirs, theirs)
+        if theirs is not None:
+            return pair_tokenizers(theirs, theirs)
+        example = CHARACTERS if isinstance(self.spec, SpeechSpec) else "train:8000"
+        raise UsageError(f"--student {self.name!r} needs --tokenizer: a hub id, a folder, or {example}")
 
     def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
         """Return the configuration for the student's vocabulary and special tokens.
@@ -221,6 +250,11 @@ class ScratchStudent:
         Raises:
             UsageError: a tokenizer without a special token that the model needs.
         """
+        if isinstance(self.spec, ImageSpec):
+            return self.spec.config(tokenizers.student, tokenizers.size)
+        if isinstance(self.spec, SpeechSpec):
+            blank = 0 if tokenizers.student is None else int(tokenizers.student.pad_token_id)
+            return self.spec.config(tokenizers.size, blank)
         if tokenizers.student is None:
             return shape_config(self.spec, tokenizers.size)
         config = scratch_config(self.spec, tokenizers.student)
@@ -230,7 +264,7 @@ class ScratchStudent:
 
     def build(self, inputs: StudentInputs) -> PreTrainedModel:
         """Build the student with random weights, in float32."""
-        return build_from_scratch(self.config(inputs.tokenizers), inputs.seed)
+        return build_from_scratch(inputs.with_head(self.config(inputs.tokenizers)), inputs.seed)
 
     def __str__(self) -> str:
         return self.name
@@ -271,8 +305,10 @@ class CheckpointStudent:
         Raises:
             UsageError: one is missing.
         """
-        theirs = load_tokenizer(self.teacher) if self.teacher is not None else None
-        return pair_tokenizers(load_tokenizer(self.checkpoint), theirs)
+        theirs = _tokenizer_of_teacher(self.teacher, self.family)
+        media = load_media_reader(self.teacher) if self.teacher is not None else None
+        own = load_media_reader(self.checkpoint)
+        return pair_tokenizers(load_tokenizer(self.checkpoint), theirs).with_media(own, media)
 
     def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
         """Return the checkpoint's configuration, whatever the tokenizers."""
@@ -304,6 +340,8 @@ def find_student(options: StudentOptions, teacher: Checkpoint | None, *, weights
     if name.startswith("new:"):
         spec = parse_scratch_spec(name)
         _check_options(options, cut=None, own=False)
+        if isinstance(spec, ImageSpec) and not spec.reads_text and options.tokenizer is not None:
+            raise UsageError(f"--tokenizer is for models of text, and {name!r} reads images")
         return ScratchStudent(name, teacher, spec, options.tokenizer)
     cut = student_spec.parse_cut(name, describe(teacher.config)) if teacher is not None else None
     if teacher is None or cut is None:
@@ -312,12 +350,30 @@ def find_student(options: StudentOptions, teacher: Checkpoint | None, *, weights
         _check_options(options, cut=None, own=True)
         return CheckpointStudent(find_checkpoint(name, options.revision, weights=weights), teacher)
     _check_options(options, cut=cut, own=False)
+    _check_media(options, cut, teacher)
     cut.config(teacher.config)
     copied = student_spec.starting_layers(options.init, cut.layers, describe(teacher.config))
     if copied is not None:
         student_spec.check_cut(teacher.config, copied)
     pretrained = options.init_from == PRETRAINED
     return CutStudent(name, teacher, cut, copied, options.narrow_by, pretrained, options.tokenizer)
+
+
+def _check_media(options: StudentOptions, cut: CutSpec, teacher: Checkpoint) -> None:
+    """Refuse to cut stages out of a pyramid, and another tokenizer for a model that reads sounds or images."""
+    layout, model_type = layout_of(teacher.config), teacher.config.model_type
+    whole = all(cut.layers[stack.name] == stack.layers for stack in describe(teacher.config).stacks)
+    if layout.staged and not (whole and not cut.narrows):
+        sizes = "depths=1-1-1-1" if model_type == "swin" else "depths=1-1-1-1,widths=32-64-128-256"
+        raise UsageError(
+            f"--student {options.student!r}: the stages of a {model_type} model have widths and grids of their own, so "
+            f"none can be left out or narrowed (accepted: a checkpoint, or such as new:{model_type},{sizes})"
+        )
+    if layout.modality != "text" and options.tokenizer is not None:
+        reads = "sounds" if layout.modality == "audio" else "images"
+        raise UsageError(
+            f"--tokenizer is for models of text, and {teacher.name!r} reads {reads} (accepted: the teacher's)"
+        )
 
 
 def _check_options(options: StudentOptions, *, cut: CutSpec | None, own: bool) -> None:
@@ -343,12 +399,27 @@ def _check_options(options: StudentOptions, *, cut: CutSpec | None, own: bool) -
         raise UsageError("--tokenizer is for students that are cut or new; a checkpoint brings its own")
 
 
+def _tokenizer_of_teacher(teacher: Checkpoint | None, family: str) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a student's teacher; None without one, or if it teaches features alone."""
+    if teacher is None or teaches_features_alone(teacher.config, family):
+        return None
+    return load_tokenizer(teacher)
+
+
+def teaches_features_alone(teacher: PretrainedConfig, family: str) -> bool:
+    """Return whether a teacher reads the sounds that its student of another family reads, and answers otherwise."""
+    layout = layout_of(teacher)
+    return family == "ctc" and layout.family != family and layout.modality == "audio"
+
+
 def _own_tokenizer(name: str, family: str) -> PreTrainedTokenizerBase | int:
     """Load a tokenizer by name; for ``train:SIZE``, return the number of its entries.
 
     Raises:
         UsageError: no such tokenizer, or a size without room for all bytes and the family's special tokens.
     """
+    if name == CHARACTERS and family == "ctc":
+        return MOST_CHARACTERS
     size = requested_vocabulary_size(name)
     if size is None:
         return load_tokenizer_named(name, family)

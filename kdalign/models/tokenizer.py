@@ -1,5 +1,6 @@
 """Load the tokenizer of a checkpoint, and compare a student's with its teacher's."""
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from kdalign.data.media.readers import MediaReader, fingerprint
 from kdalign.errors import UsageError, library_errors
 from kdalign.files import read_json
 from kdalign.models.architecture import layout_of, vocabulary_size
@@ -22,6 +24,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         UsageError: it has none, one without a padding token, or one with ids beyond the model's vocabulary.
     """
     family, name = layout_of(checkpoint.config).family, checkpoint.name
+    if not vocabulary_size(checkpoint.config):
+        return textless_tokenizer()
     tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf_file)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     entries = vocabulary_size(checkpoint.config)
@@ -118,21 +122,69 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
     )
 
 
+class TextlessTokenizer(PreTrainedTokenizerBase):  # type: ignore[misc]  # Transformers has no types here
+    """Tokenizer of a model that reads no text: it has no entries, and nothing to save."""
+
+    is_fast = False
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return no entries."""
+        return {}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, object]:
+        """Return no entries."""
+        return {}
+
+    def __len__(self) -> int:
+        return 0
+
+    def save_pretrained(self, *_: object, **__: object) -> tuple[str, ...]:
+        """Write nothing."""
+        return ()
+
+
+@functools.cache
+def textless_tokenizer() -> TextlessTokenizer:
+    """Return the tokenizer of all models that read no text."""
+    return TextlessTokenizer()
+
+
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The tokenizers of a run's two models.
+    """The tokenizers of a run's two models, and what prepares sounds or images for them.
 
     Attributes:
         student: None while it is still to be trained on the text.
         teacher: None without a teacher.
         size: entries of the student's tokenizer; at most as many if it is still to be trained.
         differ: True if both models have one and they give different ids; a tokenizer to be trained is another.
+        media: the student's reader of sounds or images; None for a model of text.
+        teacher_media: the teacher's.
     """
 
     student: PreTrainedTokenizerBase | None
     teacher: PreTrainedTokenizerBase | None
     size: int
     differ: bool
+    media: MediaReader | None = None
+    teacher_media: MediaReader | None = None
+
+    @property
+    def media_differ(self) -> bool:
+        """True if both models read sounds or images, each in its own way."""
+        if self.media is None or self.teacher_media is None or self.media is self.teacher_media:
+            return False
+        return fingerprint(self.media) != fingerprint(self.teacher_media)
+
+    @property
+    def reads_apart(self) -> MediaReader | None:
+        """The teacher's reader of sounds or images; None if it reads the student's inputs."""
+        return self.teacher_media if self.media_differ else None
+
+    def with_media(self, student: MediaReader | None, teacher: MediaReader | None) -> "TokenizerPair":
+        """Return the pair with readers of sounds or images."""
+        return replace(self, media=student, teacher_media=teacher)
 
     @property
     def special_ids(self) -> list[int]:

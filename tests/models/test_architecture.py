@@ -21,11 +21,9 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import (
     Layer,
     Stack,
-    accepted_inputs,
     attention_modules,
     attention_of,
     blocks,
-    check_sizes,
     count_parameters,
     describe,
     layout_of,
@@ -34,8 +32,11 @@ from kdalign.models.architecture import (
     with_layers,
     with_tokenizer,
 )
-from kdalign.models.capture import CaptureSpec, capture, check_read, enable_capture
+from kdalign.models.capture import CaptureSpec, capture, enable_capture
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.read_check import check_read
+from kdalign.models.size_checks import check_sizes
 from kdalign.models.student_spec import check_cut
 from support.covering import first_only
 from support.dual_setting import byte_fallback, byte_level

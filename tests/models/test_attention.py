@@ -19,8 +19,9 @@ from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import Batch, collate
 from kdalign.errors import UsageError
 from kdalign.models import attention
-from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
+from kdalign.models.architecture import Architecture, Layer, Stack, attention_modules, describe
 from kdalign.models.capture import CaptureSpec, enable_capture, forward
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import AttentionLayout
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective

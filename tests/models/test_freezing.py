@@ -61,7 +61,7 @@ def test_a_frozen_part_is_as_it_was_and_the_rest_is_trained(kdalign, teacher, da
         ("layers=2", "the student's encoder has layers 0 to 1"),
         ("layers=1-0", "the student's encoder has layers 0 to 1"),
         ("layers=decoder:0", "unknown stack 'decoder'"),
-        ("embeding", "no part 'embeding'; did you mean 'embeddings'? (accepted: embeddings, head, layers=N"),
+        ("embeding", "no part 'embeding'; did you mean 'embeddings'? (accepted: embeddings, head, encoder, layers=N"),
         ("", "no part ''"),
     ],
 )

@@ -287,7 +287,9 @@ def test_a_configuration_alone_is_found_where_weights_are_not_asked_for(copied):
 def test_weights_are_looked_at_without_reading_them(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "m", "bert")
     found = checkpoint_files.find_checkpoint(str(folder))
-    loaded = loading._load(loading.auto_class(head_of(found.config)), found, found.config, device="meta")
+    loaded = loading._load(
+        loading.auto_class(head_of(found.config), found.config.model_type), found, found.config, device="meta"
+    )
     assert {each.device.type for each in loaded.model.parameters()} == {"meta"}
 
 
@@ -297,3 +299,16 @@ def test_outputs_of_other_names_but_as_many_are_refused_with_the_way_on(copied):
     edit(copied() / "config.json", id2label={"0": "neg", "1": "pos"}, label2id={"neg": 0, "pos": 1})
     with pytest.raises(UsageError, match=r"neg, pos; .*negative, positive; .*name id2label in config\.json"):
         loading.check_head(checkpoint_files.find_checkpoint("copy"), find_task("sst2"))
+
+
+@pytest.mark.parametrize("kind", ["marian", "bart"])
+def test_computed_positions_are_not_trained_though_loading_makes_parameters_of_them(kind, tmp_path):
+    from support.family_setting import model, tokenizer
+
+    net = model(kind)
+    net.save_pretrained(tmp_path)
+    tokenizer("seq2seq").save_pretrained(tmp_path)
+    loaded = loading.load_language_model(checkpoint_files.find_checkpoint(str(tmp_path)))
+    fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == fixed
+    assert bool(fixed) == (kind == "marian")

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from kdalign.data.batches import collate
-from kdalign.models.architecture import accepted_inputs, blocks, meta_model
+from kdalign.models.architecture import blocks, meta_model
 from kdalign.models.capture import CaptureSpec, enable_capture, forward
 from kdalign.models.heads import head_of_class
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
 from support.family_setting import EVERY, encoded, model
 

@@ -8,9 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from kdalign.models.architecture import Layer, accepted_inputs, meta_model
+from kdalign.models.architecture import Layer, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.profiling import activation_bytes, count_flops, profile, profile_models
+from kdalign.models.flop_count import count_flops
+from kdalign.models.inputs import accepted_inputs
+from kdalign.models.profiling import activation_bytes, profile, profile_models
 from support.covering import first_only
 from support.family_setting import ONE_OF_EACH, model
 from support.tiny import one_line, tiny_config
@@ -83,7 +85,7 @@ def test_what_is_kept_for_the_backward_grows_with_the_batch_and_is_counted_once(
     linear = torch.nn.Linear(8, 8)
 
     class Net(torch.nn.Module):
-        config = type("Config", (), {"vocab_size": 100, "is_encoder_decoder": False})()
+        config = type("Config", (), {"model_type": "net", "vocab_size": 100, "is_encoder_decoder": False})()
         device = torch.device("cpu")
 
         def __init__(self):

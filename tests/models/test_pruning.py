@@ -23,7 +23,7 @@ def model(kind, head=None, seed=0, **changes):
     head = head or (HeadKind.CAUSAL if kind in LLAMAS else HeadKind.MASKED)
     torch.manual_seed(seed)
     config = config_of(kind, **changes)
-    made = auto_class(head).from_config(config, attn_implementation=attention_of(config)).eval()
+    made = auto_class(head, config.model_type).from_config(config, attn_implementation=attention_of(config)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 1:

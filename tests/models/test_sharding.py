@@ -9,8 +9,9 @@ import torch
 from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
 from kdalign.devices import make_accelerator
-from kdalign.models.architecture import accepted_inputs, layout_of
+from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import AttentionLayout
 from kdalign.models.loading import load_any, round_weights
 from kdalign.models.sharding import (

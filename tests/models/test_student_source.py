@@ -114,7 +114,7 @@ def test_a_teacher_that_is_not_in_memory_is_loaded_to_be_cut(found):
         loaded.append(checkpoint)
         return AutoModelForSequenceClassification.from_pretrained(checkpoint.path)
 
-    model = student.build(StudentInputs(load, student.tokenizers(), (), 0, None))
+    model = student.build(StudentInputs(load, student.tokenizers(), (), 0, None, lambda config: config))
     assert loaded == [found]
     theirs = load(found).bert.encoder.layer[3].attention.self.query.weight
     assert torch.equal(model.bert.encoder.layer[1].attention.self.query.weight, theirs)
@@ -124,7 +124,9 @@ def test_a_teacher_that_is_not_in_memory_is_loaded_to_be_cut(found):
 def test_a_cut_student_copies_the_teacher_before_fine_tuning_only_if_that_is_asked_for(found, init_from):
     before, tuned = tiny_classifier("bert", seed=1, vocab_size=63), tiny_classifier("bert", seed=2, vocab_size=63)
     student = find_student(StudentOptions("layers=2", init_from=init_from), found)
-    inputs = StudentInputs(lambda _: before, student.tokenizers(), [], seed=0, teacher=tuned)
+    inputs = StudentInputs(
+        lambda _: before, student.tokenizers(), [], seed=0, teacher=tuned, with_head=lambda config: config
+    )
     copied = before if init_from == "pretrained" else tuned
     built = student.build(inputs).bert.encoder.layer[0].output.dense.weight
     assert torch.equal(built, copied.bert.encoder.layer[1].output.dense.weight)

@@ -9,6 +9,7 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.evaluation.adapters.language_modeling import LanguageModelingAdapter
@@ -66,7 +67,9 @@ def encoded(kind, scored=False, n=8, max_length=24):
     texts = tuple(sentences(n, 3)[0])
     columns = (texts, texts[::-1]) if LAYOUTS[kind].family == "seq2seq" else (texts,)
     return adapter(kind, max_length).tokenize(
-        Examples("train", columns, None), tokenizer(LAYOUTS[kind].family), model(kind).config, scored=scored
+        Examples("train", columns, None),
+        InputReader(tokenizer(LAYOUTS[kind].family), model(kind).config),
+        scored=scored,
     )
 
 
