@@ -16,8 +16,9 @@ from kdalign.data.batches import Batch
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
-from kdalign.models.architecture import Layer, accepted_inputs, blocks, split_stack, stack_of_teacher
-from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode
+from kdalign.models.architecture import Layer, blocks, split_stack, stack_of_teacher
+from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode, on_common_grid
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.sharding import gathered
 
 CALIBRATION_TOKENS = 16_384
@@ -185,14 +186,21 @@ def _capture_all(
 
 def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
     body = model.base_model
+    if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:  # it teaches features of sounds alone
+        body = model.get_encoder()
     wanted = CaptureSpec(hidden=frozenset(blocks(model)))
     with gathered(model), inference_mode(body), capture(model, wanted) as signals:
         body(**accepted_inputs(body, inputs))
-    return signals
+    return on_common_grid(signals, model, inputs)
 
 
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
     """(batch, time), counted positions of a stack without special tokens."""
-    target = plan.student.reads_target(split_stack(stack)[1])
+    name = split_stack(stack)[1]
+    if plan.student.family == "dual" and name == "vision":
+        return batch.patches
+    target = plan.student.reads_target(name)
     counted, ids = (batch.answered, "decoder_input_ids") if target else (batch.compared, "input_ids")
+    if ids not in batch.inputs:  # sounds and images have no special tokens
+        return counted
     return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

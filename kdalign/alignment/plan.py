@@ -288,6 +288,12 @@ class Plan:
         projections = projection_shapes(self.teacher, self.student, maps, self.style, self.attended)
         return replace(self, maps=tuple(maps), projections=projections)
 
+    def without(self, student_stack: str) -> "Plan":
+        """Leave out a stack that both models share, whose layers are equal."""
+        maps = tuple(one for one in self.maps if one.student_stack != student_stack)
+        projections = projection_shapes(self.teacher, self.student, maps, self.style, self.attended)
+        return replace(self, maps=maps, projections=projections)
+
     def fits(self, teacher: Architecture, student: Architecture) -> None:
         """Check that the plan was made for these two models.
 
@@ -350,7 +356,8 @@ def _check_sizes(tree: object) -> None:
         stacks = model.get("stacks") if isinstance(model, dict) else None
         for stack in stacks if isinstance(stacks, list) else ():
             for key, value in stack.items() if isinstance(stack, dict) else ():
-                if key != "name" and (type(value) is not int or not 1 <= value <= _LARGEST):
+                sizes = value if key == "widths" and isinstance(value, list) else [value]
+                if key != "name" and not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
                     raise UsageError(f"not a plan: {side}.stacks: {key} is a whole number from 1 to {_LARGEST:,}")
         family = model.get("family") if isinstance(model, dict) else None
         families = sorted({layout.family for layout in LAYOUTS.values()})
@@ -410,15 +417,25 @@ def normalise_weights(weights: Sequence[float] | str, pairs: Sequence[tuple[int,
 def projection_shapes(
     teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
 ) -> tuple[ProjectionShape, ...]:
-    """Return the projections that pairs of layers of different widths need."""
+    """Return the projections that pairs of layers of different widths need.
+
+    Raises:
+        UsageError: layers of several widths are to be mixed, or to share a projection.
+    """
     shapes = []
     for layer_map in maps:
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
         pairs = [(Layer(ours.name, one), Layer(theirs.name, other)) for one, other in layer_map.pairs]
+        for stack in (ours, theirs):
+            if stack.widths and (attended or style.shared):
+                how = "map 'learned' mixes layers of one width" if attended else "align.shared is for layers of a width"
+                raise UsageError(f"{how}, and those of the {stack.name} have {', '.join(map(str, stack.widths))}")
         if attended:
             pairs = [(one, mixture_layer(one, theirs.name)) for one in dict.fromkeys(one for one, _ in pairs)]
-        for pair in pairs[: 1 if style.shared else None] if ours.width != theirs.width else ():
-            shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
+        sized = [(pair, ours.width_of(pair[0].number), theirs.width_of(pair[1].number)) for pair in pairs]
+        differ = [(pair, ours_wide, theirs_wide) for pair, ours_wide, theirs_wide in sized if ours_wide != theirs_wide]
+        for pair, ours_wide, theirs_wide in differ[: 1 if style.shared else None]:
+            shapes.append(ProjectionShape(*pair, ours_wide, theirs_wide, style))
     return tuple(shapes)
 
 

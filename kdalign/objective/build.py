@@ -16,6 +16,7 @@ from kdalign.objective.terms import (
     EmbeddingDistance,
     EmbeddingsCosine,
     EmbeddingSimilarity,
+    FrameTargets,
     HardLabels,
     HiddenCosine,
     HiddenMSE,
@@ -23,9 +24,13 @@ from kdalign.objective.terms import (
     LayerTerm,
     LMHeadLoss,
     LossTerm,
+    PairContrast,
+    PairDistance,
+    PairSimilarity,
     Relations,
     Signal,
     SoftTargets,
+    TranscriptCTC,
 )
 from kdalign.objective.terms.registry import TermContext, build_terms
 from kdalign.recipe import ObjectiveWeights as Weights
@@ -52,6 +57,10 @@ def build_objective(
     """
     if isinstance(task, ClassificationTask):
         return build_classification_objective(weights, plan, task.regression, len(task.labels))
+    if task.kind == "image-text":
+        return build_pair_objective(weights, plan)
+    if task.by_frames:
+        return build_frame_objective(weights, plan)
     if task.scored is None:
         return build_language_objective(weights, plan, dtype, shared)
     assert plan is not None, "embeddings are learned from a teacher"
@@ -107,6 +116,24 @@ def build_language_objective(
     return _add_schedules(_share_weights(Objective(terms, vocabulary if vocabulary.parts else None), plan), given)
 
 
+def build_frame_objective(weights: Weights, plan: Plan | None) -> Objective:
+    """Build the objective of speech recognition by labels of frames (CTC).
+
+    Raises:
+        UsageError: a setting that is for classes alone.
+    """
+    given, weights = weights, weights.built
+    if weights.standardise:
+        raise UsageError("objective.standardise is for the logits of classes, not for those of frames")
+    soft = FrameTargets(weights.temperature, weights.divergence, weights.blank_frames)
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "hard": (weights.hard, TranscriptCTC()),
+        "soft": (weights.alpha, soft),
+    }
+    terms = _drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
+    return _add_schedules(_share_weights(Objective(terms), plan), given)
+
+
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
     """Build the objective of an embedding task; with different widths only similarities are compared."""
     given, weights = weights, weights.built
@@ -115,6 +142,21 @@ def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
         "embedding": (weights.alpha if same else 0.0, EmbeddingDistance()),
         "similarity": (weights.alpha, EmbeddingSimilarity()),
     }
+    terms = _drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
+    return _add_schedules(_share_weights(Objective(terms), plan), given)
+
+
+def build_pair_objective(weights: Weights, plan: Plan | None) -> Objective:
+    """Build the objective of pairs of image and text; embeddings of different widths are not compared themselves."""
+    if weights.divergence != "forward" or weights.standardise:
+        raise UsageError("pairs of image and text are compared by forward KL of their similarities, as they are")
+    given, weights = weights, weights.built
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "contrastive": (weights.hard, PairContrast()),
+        "similarity": (weights.alpha, PairSimilarity(weights.temperature)),
+    }
+    if plan is not None and plan.teacher.joint_width == plan.student.joint_width:
+        answers["embedding"] = (weights.alpha, PairDistance())
     terms = _drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
     return _add_schedules(_share_weights(Objective(terms), plan), given)
 
@@ -160,10 +202,12 @@ def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
     pairs = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
-        looks_back = target or plan.student.family == "causal"
+        dual = plan.student.family == "dual"
+        looks_back = target or plan.student.family == "causal" or (dual and layer_map.student_stack == "text")
+        seen = dual and layer_map.student_stack == "vision"
         number = split_stack(layer_map.teacher_stack)[0]
         pairs[layer_map.teacher_stack] = LayerPairs(
-            plan.pairs_of(layer_map), target, looks_back, plan.weighting, teacher=number
+            plan.pairs_of(layer_map), target, seen, looks_back, plan.weighting, teacher=number
         )
     return pairs
 

@@ -73,6 +73,11 @@ def _check_remapping(plan: Plan, compares_maps: bool) -> None:
 def _check_embeddings(plan: Plan) -> None:
     """Refuse to compare embeddings of different widths."""
     for theirs, ours in plan.stacks:
+        if theirs.widths or ours.widths:
+            raise UsageError(
+                f"what the first stage of a pyramid reads cannot be compared ({plan.teacher.model_type} and "
+                f"{plan.student.model_type}); give --set objective.embeddings=0"
+            )
         if theirs.width != ours.width:
             raise UsageError(
                 f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "

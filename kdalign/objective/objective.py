@@ -20,11 +20,13 @@ from kdalign.models.capture import CaptureSpec
 from kdalign.objective.terms import (
     AttentionMaps,
     Contrastive,
+    FrameTargets,
     LayerTerm,
     LayerWeights,
     LMHeadLoss,
     LossTerm,
     MaskedTokens,
+    PairSimilarity,
     Signal,
     SoftTargets,
     TermInputs,
@@ -46,8 +48,8 @@ class Breakdown:
 
 
 T = TypeVar("T")
-SOFTENED = SoftTargets | DecoupledKD | CorrelationDistance
-"""Terms on softened distributions over classes."""
+SOFTENED = SoftTargets | FrameTargets | PairSimilarity | DecoupledKD | CorrelationDistance
+"""Terms on softened distributions over classes, or over the entries of a frame."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Objective:
         return softened[0] if softened else None
 
     @property
-    def _softened_terms(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
+    def _softened_terms(self) -> dict[str, SOFTENED]:
         """Terms with the recipe's temperature."""
         named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
         return {name: term for name, term in named.items() if isinstance(term, SOFTENED)}

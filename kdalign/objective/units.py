@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from kdalign.data.batches import Batch
+from kdalign.data.media.grid import GRID
 from kdalign.objective import losses
 from kdalign.objective.terms import Unit
 
@@ -29,6 +30,7 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
         Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
+        Unit.PATCH: float(sum(int(batch.patches.sum()) for batch in batches if GRID in batch.inputs)),
         Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
         **count_groups(count_rows(batches)),
     }

@@ -7,6 +7,7 @@ precision.
 """
 
 from kdalign.objective.losses.attention import attention_distance, attention_divergence, relation_divergence
+from kdalign.objective.losses.ctc import ctc_loss, sure_blanks
 from kdalign.objective.losses.features import (
     PairDistances,
     attended_euclid,
@@ -30,6 +31,7 @@ from kdalign.objective.losses.logits import (
     standardise_logits,
     universal_logit_distance,
 )
+from kdalign.objective.losses.pairs import pair_contrast, pair_similarity
 from kdalign.objective.losses.relational import (
     LEAST_GROUP,
     info_nce,
@@ -50,6 +52,7 @@ __all__ = [
     "attention_divergence",
     "correlation_distance",
     "cosine_distance",
+    "ctc_loss",
     "decoupled_kl",
     "divergence",
     "divergence_of_shared",
@@ -60,6 +63,8 @@ __all__ = [
     "linear_cka_distance",
     "logit_squared_error",
     "memory_nce",
+    "pair_contrast",
+    "pair_similarity",
     "patient_distance",
     "relation_divergence",
     "relational_angle",
@@ -71,5 +76,6 @@ __all__ = [
     "soft_target_kl",
     "squared_error",
     "standardise_logits",
+    "sure_blanks",
     "universal_logit_distance",
 ]

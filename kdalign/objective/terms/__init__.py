@@ -13,8 +13,10 @@ from kdalign.objective.terms.features import (
     Relations,
     relation_heads,
 )
+from kdalign.objective.terms.frames import FrameTargets, TranscriptCTC
 from kdalign.objective.terms.layer_weights import LayerWeights
 from kdalign.objective.terms.logits import HardLabels, LMHeadLoss, MaskedTokens, SoftTargets
+from kdalign.objective.terms.pairs import PairContrast, PairDistance, PairSimilarity
 from kdalign.objective.terms.relational import Contrastive, EmbeddingDistance, EmbeddingSimilarity
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "EmbeddingDistance",
     "EmbeddingSimilarity",
     "EmbeddingsCosine",
+    "FrameTargets",
     "HardLabels",
     "HiddenCosine",
     "HiddenMSE",
@@ -32,10 +35,14 @@ __all__ = [
     "LayerWeights",
     "LossTerm",
     "MaskedTokens",
+    "PairContrast",
+    "PairDistance",
+    "PairSimilarity",
     "Relations",
     "Signal",
     "SoftTargets",
     "TermInputs",
+    "TranscriptCTC",
     "Unit",
     "relation_heads",
 ]

@@ -27,6 +27,8 @@ class Unit(StrEnum):
     TARGET = "target"
     ANSWERED = "answered"
     """A target token that the teacher predicts, too: all of them if both models read the same tokens."""
+    PATCH = "patch"
+    """A position of the image of a pair of image and text."""
     MASKED = "masked token"
     """A masked token in the masked copy of a text."""
     GROUP = "group"
@@ -100,6 +102,7 @@ class LayerPairs:
     Attributes:
         pairs: (student layer, teacher layer, initial lambda_l).
         reads_target: true for the decoder of an encoder-decoder, whose positions are those of the target.
+        reads_image: true for what sees the image of a pair of image and text.
         looks_back: true if a position sees only those before it.
         weighting: change of lambda_l, a key of ``LAYER_WEIGHTS``; other words for none.
         changing: lambda_l of one term, if they change.
@@ -108,6 +111,7 @@ class LayerPairs:
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
     reads_target: bool = False
+    reads_image: bool = False
     looks_back: bool = False
     weighting: str = "static"
     changing: LayerWeights | None = None
@@ -129,11 +133,13 @@ class LayerPairs:
     @property
     def unit(self) -> Unit:
         """Unit of a sum over positions."""
+        if self.reads_image:
+            return Unit.PATCH
         return Unit.ANSWERED if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), counted positions, of the rows that the teacher teaches."""
-        mask = batch.answered if self.reads_target else batch.compared
+        mask = batch.answered if self.reads_target else batch.patches if self.reads_image else batch.compared
         return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]
 
     def texts(self, batch: Batch) -> Tensor:
@@ -142,6 +148,9 @@ class LayerPairs:
 
     def visible(self, batch: Batch) -> Tensor:
         """(batch, time, time), positions that each position may relate to: real ones of its own document."""
+        if self.reads_image:
+            patches = batch.patches
+            return patches[:, None].expand(-1, patches.size(1), -1)
         given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
         if given.ndim == 4:  # packed documents, which do not see each other
             return given[:, 0]

@@ -45,11 +45,15 @@ class TermContext:
         assert self.plan is not None, "layers are compared by a plan"
         return {theirs: self.plan.variance(theirs) for _, theirs, _ in place.pairs if self.plan.calibrated}
 
-    def width(self, stack: str) -> int:
-        """Return the width at which a stack's features are compared."""
+    def widths(self, stack: str) -> list[int]:
+        """Return the width at which the features of each pair of a stack's layers are compared."""
         assert self.plan is not None, "layers are compared by a plan"
         theirs, ours = next(pair for pair in self.plan.stacks if pair[0].name == stack)
-        return theirs.width if self.plan.style.side == "student" else ours.width
+        of_teacher = self.plan.style.side == "student"
+        return [
+            theirs.width_of(their.number) if of_teacher else ours.width_of(our.number)
+            for our, their, _ in self.places[stack].pairs
+        ]
 
 
 Made = LossTerm | Mapping[str, LossTerm]
@@ -189,10 +193,7 @@ def _crd(context: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, n
 
 
 def _contrastive(context: TermContext, options: ContrastiveOptions) -> Made:
-    return {
-        stack: Contrastive(place, [context.width(stack)] * len(place.pairs), options)
-        for stack, place in _need_layers(context).items()
-    }
+    return {stack: Contrastive(place, context.widths(stack), options) for stack, place in _need_layers(context).items()}
 
 
 TERMS: Mapping[str, Maker] = {

@@ -24,6 +24,7 @@ from kdalign.objective.build import (
     build_classification_objective,
     build_embedding_objective,
     build_language_objective,
+    build_pair_objective,
 )
 from kdalign.objective.terms import MaskedTokens, TermInputs, Unit
 from kdalign.objective.terms.registry import TERMS
@@ -440,10 +441,11 @@ def test_every_term_has_its_facts_and_every_fact_its_term():
         build_classification_objective(weights, plan, False, classes=3).with_masked_lm(1, MaskedTokens(8, (9, 8), 0)),
         build_language_objective(language, plan),
         build_embedding_objective(language, plan),
+        build_pair_objective(language, plan),
     ]
     assert {name.partition(" ")[0] for objective in objectives for name in objective.names} == set(TERM_FACTS)
     built = {type(term) for objective in objectives for _, term in objective.terms.values()}
-    modules = (terms.features, terms.logits, terms.relational)
+    modules = (terms.features, terms.logits, terms.pairs, terms.relational)
     classes = {found for module in modules for _, found in inspect.getmembers(module, inspect.isclass)}
     assert built | {terms.LMHeadLoss} == {each for each in classes if _takes_a_view(each)}
     assert list(TERMS) == [name for name, facts in TERM_FACTS.items() if not facts.key]

@@ -1,0 +1,81 @@
+"""Losses of dual encoders: Transformers' own contrastive loss, and divergences worked by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from kdalign.errors import UsageError
+from kdalign.models.capture import Activations, CaptureSpec, forward
+from kdalign.objective.build import build_pair_objective
+from kdalign.objective.losses import pair_contrast, pair_similarity
+from kdalign.objective.objective import SOFTENED
+from kdalign.objective.terms import PairContrast, PairSimilarity
+from kdalign.recipe import ObjectiveWeights
+
+TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def clip(seed):
+    torch.manual_seed(seed)
+    text = {"vocab_size": 50, "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {"image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=TOWER | text, vision_config=TOWER | vision, projection_dim=8)).eval()
+
+
+def pairs():
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 7, 8, 2], [1, 9, 2, 0], [1, 5, 6, 2], [1, 3, 2, 0]])
+    return {"input_ids": ids, "input_mask": (ids > 0).long(), "pixel_values": torch.randn(4, 3, 8, 8)}
+
+
+def test_the_contrastive_loss_is_that_of_transformers():
+    model, inputs = clip(0), pairs()
+    signals = forward(model, inputs, CaptureSpec(), None)
+    own = model(inputs["input_ids"], inputs["pixel_values"], attention_mask=inputs["input_mask"], return_loss=True).loss
+    found = pair_contrast(signals.image_features, signals.text_features, signals.scale)
+    torch.testing.assert_close(found, own)
+
+
+def test_the_divergence_is_0_at_the_teacher_and_that_of_both_directions_elsewhere():
+    student, teacher = (forward(clip(seed), pairs(), CaptureSpec(), None) for seed in (0, 1))
+    ours, theirs = ((each.image_features, each.text_features, each.scale) for each in (student, teacher))
+    assert abs(pair_similarity(theirs, theirs, 2.0).item()) < 1e-6
+    logits = [(each[2].double() * each[0].double() @ each[1].double().T / 2).detach() for each in (ours, theirs)]
+    each_way = [
+        sum(
+            float(F.kl_div(a[i].log_softmax(0), b[i].log_softmax(0), log_target=True, reduction="sum"))
+            for i in range(4)
+        )
+        for a, b in (logits, [each.T for each in logits])
+    ]
+    assert math.isclose(pair_similarity(ours, theirs, 2.0).item(), 4 * sum(each_way) / 8, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"divergence": "reverse"}, {"standardise": True}])
+def test_what_pairs_are_not_compared_by_is_refused(change):
+    with pytest.raises(UsageError, match="pairs of image and text are compared by forward KL"):
+        build_pair_objective(ObjectiveWeights(**change), None)
+
+
+def test_a_group_too_small_to_compare_still_reaches_both_towers_and_the_scale():
+    """A probe of one row a rank decides which parameters are frozen."""
+    parts = [
+        torch.ones(1, 4, requires_grad=True),
+        torch.ones(1, 4, requires_grad=True),
+        torch.ones((), requires_grad=True),
+    ]
+    signals = Activations()
+    signals.image_features, signals.text_features, signals.scale = parts
+    batch = SimpleNamespace(counted=torch.tensor([True]))
+    for term in (PairContrast(), PairSimilarity(1.0)):
+        loss = term(SimpleNamespace(student=signals, teacher=signals, batch=batch))
+        assert loss.item() == 0
+        assert all(grad is not None for grad in torch.autograd.grad(loss, parts))
+
+
+def test_the_temperature_of_pairs_follows_a_schedule():
+    assert issubclass(PairSimilarity, SOFTENED)
