@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from kdalign.data.conversations import SourcePrompts
+from kdalign.data.media.readers import MediaReader
 from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.errors import NotFinite
 
@@ -31,6 +32,8 @@ class GenerationSettings:
         rows: texts of a batch.
         prompts: prompts in which a causal model reads sources; None if a case's prompt is all that is read.
         prompt_length: longest such prompt in tokens; as long as the model's positions allow if None.
+        media: reader of sounds or images; None for a model of text.
+        language: code of the spoken language, for a multilingual model of speech; found by the model if empty.
     """
 
     beams: int = 1
@@ -43,6 +46,8 @@ class GenerationSettings:
     rows: int = ROWS
     prompts: SourcePrompts | None = None
     prompt_length: int | None = None
+    media: MediaReader | None = None
+    language: str = ""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def _check_used(targets: Sequence[Target], request: EvalRequest) -> None:
             raise UsageError(f"{flag} is for served models (openai:NAME), and none is named")
     if request.language is not None and all(target.job.is_classification for target in targets):
         raise UsageError("--language is for texts that are written and compared; these tasks are of classes and scores")
-    prompted = any(target.job.is_classification for target in served) or any(target.prompted for target in local)
+    by_words = [target for target in local if target.prompted and not target.zero_shot]
+    prompted = any(target.job.is_classification for target in served) or bool(by_words)
     if request.shots and not prompted:
         raise UsageError("--shots is for causal and served models on classes; these answer by a head, or write texts")
 
@@ -223,8 +224,11 @@ def _with_baselines(targets: Sequence[Target], request: EvalRequest) -> list[Tar
             if other.unsupported(name) is None
         }
         if any(is_text_metric(name) for name in metrics):
-            _ = target.job.training_texts  # a bad row of train is said before models are scored
-            rows += [Baseline(name, target.job, tuple(metrics)) for name in BASELINES]
+            learned = target.job.training_texts  # a bad row of train is said before models are scored
+            names: tuple[str, ...] = BASELINES
+            if target.job.examples.media is not None:  # a sound is no text to copy, nor to learn words from
+                names = ("unigram",) if learned else ()
+            rows += [Baseline(name, target.job, tuple(metrics)) for name in names]
     return rows
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdalign.data.media.rows import NOUNS
 from kdalign.data.tasks import (
     AnyTask,
     ClassificationTask,
@@ -29,6 +30,7 @@ from kdalign.models import checkpoint_files
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind, head_of
+from kdalign.models.media_reader import check_modality, check_served
 from kdalign.recipe import DataSettings
 from kdalign.recipe.task_defaults import task_defaults
 from kdalign.runs.folder import RunFolder, find_runs
@@ -89,6 +91,7 @@ def _served_target(name: str, task_name: str | None, request: EvalRequest) -> Se
     if task_name.partition(":")[0] in UNWRITTEN:
         raise UsageError(f"a served model cannot be scored on task {task_name!r}")
     task = find_task(task_name, request.folder, request.dataset, request.config)
+    check_served(name, task)
     split = request.split or task.evaluation[0]
     examples = load_examples(task, split) if isinstance(task, ClassificationTask) else load_texts(task, split)
     examples = examples.take(range(min(len(examples), request.limit or len(examples))))
@@ -138,7 +141,13 @@ def _local_target(
     run: RunFolder | None = None,
 ) -> LocalTarget:
     task = task_of(data)
+    check_modality(checkpoint.name, checkpoint.config.model_type, task)
+    if request.noise is not None and task.modality != "text":
+        has = f"{NOUNS[task.modality]}s"
+        raise UsageError(f"--noise changes letters, and task {task.name!r} has {has}: leave it out")
     max_length = request.max_length or data.max_length
+    if request.max_length is None and layout_of(checkpoint.config).family == "dual":
+        max_length = min(max_length, checkpoint_files.max_positions(checkpoint.config))
     if request.stride is not None and request.stride > max_length:
         raise UsageError(f"--stride {request.stride} is longer than the windows of {name!r}, --max-length {max_length}")
     adapter = _adapter(task, checkpoint, max_length, request, several)

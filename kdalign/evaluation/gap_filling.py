@@ -8,9 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.data.tokenization import special_frame
 from kdalign.evaluation.decoding import Answer, GenerationSettings, check_logits, decode_rows, pad_rows, token_budget
-from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import max_positions
+from kdalign.models.inputs import accepted_inputs
 
 
 def fill_masks(

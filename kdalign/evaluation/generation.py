@@ -1,7 +1,7 @@
 """Generate texts with models of every family: greedily, by beams or samples, by filling gaps, or from left to right."""
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -30,10 +30,12 @@ from kdalign.evaluation.decoding import (
 )
 from kdalign.evaluation.gap_filling import continue_permuted, fill_masks
 from kdalign.evaluation.sampling import DrawTokens, uniform_draws
-from kdalign.models.architecture import accepted_inputs, layout_of
+from kdalign.evaluation.transcription import transcribe
+from kdalign.models.architecture import layout_of
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.sharding import gathered, needs_every_rank
 from kdalign.observer import ProgressCallback
 from kdalign.ranks import share_batches
@@ -94,11 +96,12 @@ def generate_batches(
         "masked": fill_masks,
         "permutation": continue_permuted,
     }
-    family = layout_of(model.config).family
-    generator = generators[family]
+    family, speech = layout_of(model.config).family, settings.media is not None
+    generator = transcribe if speech else generators[family]
 
     def write(rows: list[int]) -> dict[int, Answer]:
-        with inference_mode(model), gathered(model), _without_defaults(model, tokenizer):
+        plain = nullcontext() if speech else _without_defaults(model, tokenizer)
+        with inference_mode(model), gathered(model), plain:
             answers = generator(model, tokenizer, [cases[row] for row in rows], settings)
         return {
             row: replace(answer, text=cases[row].trim(answer.text)) for row, answer in zip(rows, answers, strict=True)
@@ -125,6 +128,8 @@ def _batches(cases: Sequence[GenerationCase], size: int) -> Iterator[list[int]]:
 def describe_generation(family: str, continuing: bool, settings: GenerationSettings) -> str:
     """Describe how a family's texts are generated, for a note."""
     search = describe_search(settings)
+    if settings.media is not None:
+        return f"{search}, the model's own suppressed tokens, at most {settings.new_tokens} new tokens a chunk"
     way = {
         "causal": search,
         "seq2seq": f"{search}, its mask filled" if continuing else search,

@@ -203,7 +203,7 @@ class EvalJob:
         )
 
 
-UNWRITTEN = ("chat", "embedding")
+UNWRITTEN = ("chat", "embedding", "image-text")
 """Kinds of tasks for which no text is generated."""
 
 

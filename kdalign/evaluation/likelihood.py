@@ -18,7 +18,6 @@ from kdalign.evaluation.metric_names import MASKED_PPL
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
-from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import row_blocks, vocabulary_scores
 from kdalign.models.mixtures import MixedTokens, Mixing
@@ -60,7 +59,7 @@ def predict_tokens(
 
     def read(rows: list[int]) -> tuple[list[_RowPrediction], int]:
         batch = collate(encoded, rows).to(device)
-        signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
+        signals = forward(model, batch.inputs, CaptureSpec(), None)
         assert batch.targets is not None, "a language-modelling task has targets"
         assert signals.head is not None, "a language model has a vocabulary"
         predicted = batch.predicted
@@ -154,7 +153,7 @@ def predict_token_mixture(
 
 def _dense_tokens(model: PreTrainedModel, batch: Batch) -> DenseTokens:
     with inference_mode(model):
-        signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
+        signals = forward(model, batch.inputs, CaptureSpec(), None)
     assert signals.head is not None, "a language model has a vocabulary"
     return DenseTokens(signals.features, signals.head)
 

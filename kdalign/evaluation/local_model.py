@@ -10,6 +10,7 @@ generated texts     of texts                               all language models
 ==================  =====================================  ==================================================
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.conversations import SourcePrompts
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import prompt_template, write_submission
 from kdalign.data.tokenization import special_frame, special_token_note
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -32,11 +34,14 @@ from kdalign.evaluation.generation import can_continue, describe_generation, gen
 from kdalign.evaluation.job import EvalJob, OutputPaths, add_class_scores, add_text_scores, empty_result
 from kdalign.evaluation.metric_names import AGREEMENT, MASKED_PPL, PERPLEXITIES, is_text_metric
 from kdalign.evaluation.result import EvaluationResult, MissingMetric
+from kdalign.evaluation.transcription import sound_seconds
+from kdalign.evaluation.zero_shot import captions_of, classify_by_captions
 from kdalign.metrics.classification import METRICS
 from kdalign.models import loading
 from kdalign.models.architecture import count_parameters, layout_of
 from kdalign.models.checkpoint_files import Checkpoint, max_positions
-from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
+from kdalign.models.heads import LANGUAGE_HEADS, OWN_HEADS, HeadKind, head_of
+from kdalign.models.media_reader import load_reader
 from kdalign.models.sentence_transformers import prompts_note
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
@@ -54,9 +59,14 @@ class _Loaded:
     """A local model in memory, and the paths of its files."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    reader: InputReader
     output: OutputPaths
     observer: Observer
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.reader.tokenizer
 
 
 _Scorer = Callable[[EvaluationResult, _Loaded, Sequence[str]], EvaluationResult]
@@ -100,7 +110,12 @@ class LocalTarget:
     def prompted(self) -> bool:
         """True for a language model without a classification head that can answer classes by their words."""
         is_causal = self.family == "causal" and head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
-        return self.job.has_labels and is_causal
+        return self.job.has_labels and (is_causal or self.zero_shot)
+
+    @property
+    def zero_shot(self) -> bool:
+        """True for a dual encoder that classifies images by captions of their classes."""
+        return self.family == "dual" and self.job.has_labels and self.job.task.modality == "image"
 
     @property
     def reads_windows(self) -> bool:
@@ -130,7 +145,8 @@ class LocalTarget:
     def default_metrics(self) -> tuple[str, ...]:
         """The adapter's metrics, agreement if the teacher's predictions are kept, and those of texts."""
         of_adapter = self.adapter.metrics if self.adapter is not None else ()
-        return (*of_adapter, *((AGREEMENT,) if self.teacher_file is not None else ()), *self.job.text_metrics)
+        agreement = (AGREEMENT,) if self.teacher_file is not None else ()
+        return tuple(dict.fromkeys((*of_adapter, *agreement, *self.job.text_metrics)))
 
     def check(self, metrics: Sequence[str] | None) -> None:
         """Refuse weights and tokenizers that the model cannot be scored with, before any model is loaded.
@@ -144,8 +160,8 @@ class LocalTarget:
         if self.job.is_classification:
             self._check_names(metrics or ())
         if self.submits or any(self.unsupported(metric) is None for metric in metrics or self.default_metrics):
-            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if self.prompted else self._head)
-            tokenizer = load_tokenizer(self.checkpoint)
+            loading.check_weights(self.checkpoint, OWN_HEADS[self.family] if self.prompted else self._head)
+            tokenizer = load_reader(self.checkpoint).tokenizer
             if self.adapter is not None and not self.prompted:
                 self.adapter.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
 
@@ -174,7 +190,7 @@ class LocalTarget:
                 yield "the teacher's predictions on this split are not kept: only runs keep them, whole splits only", ""
         elif self.job.is_classification and not self.prompted and (of_texts or metric in (*PERPLEXITIES, MASKED_PPL)):
             yield f"{model} has no language-model head", f"{train} {language_modeling_flags(self.job.classification)}"
-        elif of_texts and not self.job.is_classification:
+        elif self._generates(metric):
             yield from ((reason, "") for reason in self._generation_obstacles())
         elif self.adapter is not None:
             reason = self.adapter.unsupported(metric, self.job.examples)
@@ -219,16 +235,16 @@ class LocalTarget:
         # XLNet computes its positions in float32, whatever its weights are in.
         weights = torch.float32 if self.family == "permutation" else dtype
         model = loading.round_weights(self._load(), weights).to(device)
-        tokenizer = load_tokenizer(self.checkpoint)
+        reader = load_reader(self.checkpoint)
         record = None if self.run is None else read_record(self.run.path)
         result = replace(
             result,
             parameters=count_parameters(model),
-            trained_tokens=None if record is None else int(record.training["tokens"]),
+            trained_tokens=None if record is None or reader.media is not None else int(record.training["tokens"]),
             run="" if record is None else record.identity,
-            notes=(*result.notes, *self._notes(tokenizer, metrics)),
+            notes=(*result.notes, *self._notes(reader.tokenizer, metrics)),
         )
-        loaded = _Loaded(model, tokenizer, output, observer)
+        loaded = _Loaded(model, reader, output, observer)
         with torch.autocast(device.type, dtype) if weights is not dtype else nullcontext():
             for scorer, names in self._scorers(metrics):
                 result = scorer(result, loaded, names)
@@ -241,11 +257,13 @@ class LocalTarget:
     def _load(self) -> PreTrainedModel:
         if self.adapter is not None and not self.prompted:
             return self.adapter.load_model(self.checkpoint, fresh_head=False, seed=0)
+        if self.zero_shot:
+            return loading.load_body(self.checkpoint)
         return loading.load_language_model(self.checkpoint)
 
     def _scorers(self, metrics: Sequence[str]) -> Iterator[tuple[_Scorer, list[str]]]:
         """The ways in which the model answers, each with its metrics."""
-        texts = [name for name in metrics if not self.job.is_classification and is_text_metric(name)]
+        texts = [name for name in metrics if self._generates(name)]
         pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
         others = [name for name in metrics if name not in (*texts, *pseudo)]
         if others or self.submits:
@@ -255,14 +273,18 @@ class LocalTarget:
         if texts:
             yield self._score_texts, texts
 
+    def _generates(self, metric: str) -> bool:
+        """Return whether a metric is of texts that the model generates; transcripts by frames are predictions."""
+        return is_text_metric(metric) and not self.job.is_classification and self._head is not HeadKind.CTC
+
     def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> Iterator[str]:
         """Notes on how the model reads the texts."""
         special = special_token_note(self.job.examples, tokenizer)
         if special:
             yield f"{self.name}: {special}"
-        has_start = special_frame(tokenizer)[0] or tokenizer.bos_token_id is not None
         in_windows = self.job.is_continuation and self.family == "causal"
-        if in_windows and not has_start and any(name in PERPLEXITIES for name in metrics):
+        perplexities = in_windows and any(name in PERPLEXITIES for name in metrics)
+        if perplexities and not (special_frame(tokenizer)[0] or tokenizer.bos_token_id is not None):
             yield (
                 f"{self.name}: no start token: a text's first one is predicted from its end token "
                 f"{tokenizer.eos_token!r}"
@@ -280,7 +302,7 @@ class LocalTarget:
         """Score classes, cosines or the likelihood of tokens, as the task's adapter predicts them."""
         adapter, examples, output = self.adapter, self.job.examples, loaded.output
         assert adapter is not None, "checked"
-        encoded = adapter.tokenize(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
+        encoded = adapter.tokenize(examples, loaded.reader, scored=True)
         ours = adapter.predict(loaded.model, encoded, loaded.observer.progress(f"{self.name}: reading"))
         return on_first_rank(lambda: self._score_predicted(result, output, metrics, encoded, ours))
 
@@ -319,7 +341,9 @@ class LocalTarget:
         )
 
     def _score_label_words(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
-        """Score classes by the likelihood of the words that stand for them."""
+        """Score classes by the likelihood of the words that stand for them, or by captions of images."""
+        if self.zero_shot:
+            return self._score_captions(result, loaded, metrics)
         questions, settings = self.job.questions, self.job.settings
         limit = min(settings.max_length or LONGEST_QUESTION, max_positions(self.checkpoint.config))
         progress = loaded.observer.progress(f"{self.name}: choosing")
@@ -328,6 +352,13 @@ class LocalTarget:
         origin = prompt_template(self.job.classification).origin
         signature = multiple_choice.signature(origin, settings.shots, settings.seed)
         result = replace(result, truncated=scores.truncated)
+        return on_first_rank(lambda: add_class_scores(result, self.job, chosen, metrics, signature, loaded.output))
+
+    def _score_captions(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
+        """Score classes by the similarity of images with a caption of each class."""
+        task, progress = self.job.classification, loaded.observer.progress(f"{self.name}: choosing")
+        chosen = classify_by_captions(loaded.model, loaded.reader, self.job.examples, task, progress)
+        signature = f"zero-shot, the class whose caption is most similar, as {captions_of(task)[0]!r}"
         return on_first_rank(lambda: add_class_scores(result, self.job, chosen, metrics, signature, loaded.output))
 
     def _score_pseudo_likelihood(
@@ -358,10 +389,25 @@ class LocalTarget:
             prompts = SourcePrompts(self.job.language_task, loaded.tokenizer)
             generation = replace(generation, prompts=prompts, prompt_length=self.job.settings.max_length)
             cases = [replace(case, stop=prompts.stop) for case in cases]
+        generation = replace(generation, media=loaded.reader.media, language=self.job.language)
         progress = loaded.observer.progress(f"{self.name}: writing")
+        begun = time.perf_counter()
         texts, cut = generate(loaded.model, loaded.tokenizer, cases, generation, progress)
+        spent = time.perf_counter() - begun
         signature = describe_generation(self.family, self.job.is_continuation, generation)
         if generation.prompts is not None:
             cases = [replace(case, prompt=generation.prompts.render(case.prompt)) for case in cases]  # as kept in files
         result = replace(result, truncated=max(result.truncated, cut))
+        if loaded.reader.media is not None:
+            place = _describe_device(loaded.model.device)
+            note = f"{self.name} transcribes on {place}, {generation.rows} chunks at a time"
+            result = replace(result, real_time_factor=spent / sound_seconds(cases), notes=(*result.notes, note))
         return on_first_rank(lambda: add_text_scores(result, self.job, cases, texts, metrics, signature, loaded.output))
+
+
+def _describe_device(device: torch.device) -> str:
+    """Say on what a model computes, for a note on its speed."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    threads = torch.get_num_threads()
+    return f"{device.type} by {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else device.type

@@ -23,7 +23,6 @@ from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import check_finite
 from kdalign.metrics.arrays import Array
-from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
 from kdalign.models.sharding import needs_every_rank
@@ -170,7 +169,7 @@ def _scores(
 
     def score_rows(rows: list[int]) -> tuple[Array, Array, Array]:
         inputs = collate(encoded, rows).to(device).inputs
-        signals = forward(model, accepted_inputs(model, inputs), CaptureSpec(), None)
+        signals = forward(model, inputs, CaptureSpec(), None)
         assert signals.head is not None, "answers are scored by a language model"
         in_batch = np.array([(line, *target) for line, row in enumerate(rows) for target in targets[row]])
         lines, numbers, labels, positions, tokens = in_batch.T

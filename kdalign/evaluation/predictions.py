@@ -16,8 +16,9 @@ from kdalign.evaluation.metric_names import AGREEMENT
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
-from kdalign.models.architecture import accepted_inputs
+from kdalign.metrics.retrieval import pack_ranks, ranks
 from kdalign.models.capture import inference_mode, pooled
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.sharding import needs_every_rank
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.ranks import share_batches
@@ -122,6 +123,52 @@ def compare_pairs(
     first, second = np.split(unit, 2)
     cosines = np.sum(first * second, axis=1)
     return Predictions(cosines[:, None], cosines)
+
+
+def retrieve(
+    model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress, batch_size: int = 64
+) -> Predictions:
+    """Rank all texts for each image, and all images for each text, by the cosine of a dual encoder's embeddings.
+
+    Equal texts answer alike, and so do equal images: what differs by its row alone cannot be told apart.
+
+    Raises:
+        NotFinite: embeddings are NaN or infinite.
+    """
+    device, media = next(model.parameters()).device, encoded.media
+    assert media is not None, "pairs have images"
+
+    def read(rows: list[int]) -> Array:
+        output = model(**accepted_inputs(model, collate(encoded, rows).to(device).inputs))
+        return torch.stack([output.image_embeds, output.text_embeds], dim=1).float().cpu().numpy()
+
+    embeddings = np.empty((len(encoded), 2, int(model.config.projection_dim)), dtype=np.float32)
+    _fill(embeddings, model, rows_in_order(encoded, batch_size), read, progress)
+    check_finite(np.abs(embeddings).sum(axis=1), "embeddings")
+    images, texts = embeddings[:, 0].astype(np.float64), embeddings[:, 1].astype(np.float64)
+    same_text = np.unique(_padded(encoded), axis=0, return_inverse=True)[1].ravel()
+    same_image = np.unique(media.rows.digests, return_inverse=True)[1]
+    found = np.empty((2, len(encoded)), dtype=np.int64)
+    for start in range(0, len(encoded), _PAIRS_AT_ONCE):
+        rows = slice(start, start + _PAIRS_AT_ONCE)
+        right = (same_text[rows, None] == same_text) | (same_image[rows, None] == same_image)
+        found[0, rows] = ranks(images[rows] @ texts.T, right)
+        found[1, rows] = ranks(texts[rows] @ images.T, right)
+    packed = pack_ranks(*found)
+    return Predictions(packed[:, None], packed)
+
+
+_PAIRS_AT_ONCE = 512
+
+
+def _padded(encoded: TokenizedSplit) -> Array:
+    """Token ids of all rows, (rows, time), -1 for padding."""
+    ids = encoded.token_rows["input_ids"]
+    padded = np.full((len(encoded), int(ids.lengths.max())), -1, dtype=np.int64)
+    for row in range(len(encoded)):
+        tokens = ids.array(row)
+        padded[row, : len(tokens)] = tokens
+    return padded
 
 
 def score_all(

@@ -230,14 +230,29 @@ class RecordedPredictions:
             from kdalign.evaluation.likelihood import agreement_score
 
             return agreement_score(agreed, self.table.tokens, interval=True)
+        if self.table.student.written is not None and self.table.teacher.written is not None:
+            same = [(text,) for text in self.table.teacher.written]
+            [score], _ = score_texts(["exact_match"], self.table.student.written, same)
+            return replace(score, metric=AGREEMENT)
         if ours is None or theirs is None:
             return "its teacher's predictions are not kept"
         metric = METRICS["pearson" if ours.dtype.kind == "f" else "accuracy"]
         return replace(_score(metric, ours, theirs), metric=AGREEMENT)
 
+    def _rescore_written(self, recorded: Sequence[Recorded], model: ModelColumns) -> list[Rescored]:
+        """Compute metrics of written texts against their references."""
+        if model.written is None:
+            return ["its predictions are not kept"] * len(recorded)
+        names = [score["metric"] for score in recorded if score["metric"] in TEXT_METRICS]
+        scores, _ = score_texts(names, model.written, self.table.references, self.table.language)
+        by_name = {score.metric: score for score in scores}
+        return [by_name.get(score["metric"], f"{score['metric']} is not known here") for score in recorded]
+
     def _rescore(self, recorded: Sequence[Recorded], model: ModelColumns) -> list[Rescored]:
         if self.table.of_tokens:
             return self._rescore_tokens(recorded, model)
+        if self.table.of_texts:
+            return self._rescore_written(recorded, model)
         return [self._rescore_values(score["metric"], model) for score in recorded]
 
     def _rescore_values(self, name: str, model: ModelColumns) -> Rescored:

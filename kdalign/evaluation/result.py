@@ -47,6 +47,7 @@ class EvaluationResult:
         examples: fingerprint of the examples.
         language: language of the texts; empty if none is named.
         writing: how texts were generated; empty without any.
+        real_time_factor: seconds that transcribing took for each second of sound; None for other tasks.
     """
 
     model: str
@@ -70,6 +71,7 @@ class EvaluationResult:
     examples: str = ""
     language: str = ""
     writing: str = ""
+    real_time_factor: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

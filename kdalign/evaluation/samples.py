@@ -1,16 +1,19 @@
 """Samples: greedy completions of a few prompts, which show a language model's progress."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.chat_templates import render_prompt
 from kdalign.data.conversations import SourcePrompts
+from kdalign.data.media.readers import MediaReader
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import start_token
 from kdalign.evaluation.decoding import pad_rows
+from kdalign.evaluation.transcription import write_speech
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
@@ -23,10 +26,17 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: the text to show, and the tokens to read, of a source or of the beginning of a text."""
+    """A prompt: what to show, and what to read of a source or of the beginning of a text.
+
+    Attributes:
+        text: a text, or the name of a sound.
+        ids: tokens to read; those that name the content of a sound.
+        features: of a sound, which are read instead; None for texts.
+    """
 
     text: str
     ids: tuple[int, ...]
+    features: Mapping[str, Tensor] | None = None
 
 
 def continuation_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
@@ -66,6 +76,16 @@ def prompted_sources(examples: Examples, prompts: SourcePrompts, count: int, max
     return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
 
 
+def speech_prompts(examples: Examples, reader: MediaReader, count: int) -> tuple[Prompt, ...]:
+    """Take the first sounds."""
+    media, prompts = examples.media, list[Prompt]()
+    assert media is not None, "a task of speech has sounds"
+    for row in range(min(count, len(media))):
+        features = reader.inputs([reader.decode(media.read(row), media.name(row))])
+        prompts.append(Prompt(media.name(row), (int(media.digests[row][:15], 16),), features))
+    return tuple(prompts)
+
+
 def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
     """Take the first conversations, up to the assistant's first turn."""
     prompts = []
@@ -84,7 +104,7 @@ def complete(
     """Complete prompts greedily, those of one budget together, each as far as the model's positions allow."""
     if not prompts:  # a classifier has none, and no settings for generation either
         return []
-    return decode_samples(tokenizer, continue_prompts(model, sample_settings(model, tokenizer), prompts, new_tokens))
+    return decode_samples(tokenizer, continue_prompts(model, tokenizer, prompts, new_tokens))
 
 
 def sample_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -98,10 +118,13 @@ def sample_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def continue_prompts(
-    model: PreTrainedModel, settings: GenerationConfig, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    new_tokens: int = NEW_TOKENS,
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, of which the last ones may be padding. Ranks share the budgets."""
-    device = next(model.parameters()).device
+    device, settings = next(model.parameters()).device, sample_settings(model, tokenizer)
     decodes, pad = model.config.is_encoder_decoder, settings.pad_token_id or 0  # the decoder begins anew
     used = [1 if decodes else len(prompt.ids) for prompt in prompts]
     budgets = [min(new_tokens, max_positions(model.config) - length) for length in used]
@@ -109,6 +132,8 @@ def continue_prompts(
 
     def write(budget: int) -> dict[int, list[int]]:
         rows = [row for row, own in enumerate(budgets) if own == budget]
+        if prompts[0].features is not None:
+            return {row: write_speech(model, tokenizer, prompts[row].features or {}, budget)[0] for row in rows}
         ids, mask = pad_rows([prompts[row].ids for row in rows], pad, device, left=not decodes)
         settings.max_new_tokens = budget
         output = model.generate(ids, attention_mask=mask, generation_config=settings, synced_gpus=in_step)

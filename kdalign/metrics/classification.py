@@ -14,6 +14,7 @@ import numpy as np
 
 from kdalign.errors import UsageError, library_errors
 from kdalign.metrics.arrays import Array
+from kdalign.metrics.retrieval import DEPTHS, IMAGE_TO_TEXT, TEXT_TO_IMAGE, recall
 from kdalign.registry import resolve
 
 UNDEFINED = "nothing says why"
@@ -344,6 +345,11 @@ def _correlating(name: str, compute: Callable[[Array, Array], float], of_weights
     return Metric(name, compute, "scipy", regression=True, of_weights=of_weights, why_undefined=_why_no_correlation)
 
 
+def _recalling(way: str, depth: int) -> Metric:
+    compute, of_weights = recall(way, depth)
+    return Metric(f"{way}_{depth}", compute, "numpy", regression=True, of_weights=of_weights)
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -352,6 +358,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
         Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts, convention=_matthews_convention),
         Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_rows=_calibration_errors, of_logits=True),
+        *(_recalling(way, depth) for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE) for depth in DEPTHS),
         _correlating("pearson", _pearson, _pearson_of_weights),
         _correlating("spearman", _spearman, _spearman_of_weights),
     )

@@ -1,6 +1,6 @@
 """The interface of a task adapter: everything that a kind of task (classes, tokens, embeddings) does in its own way.
 
-A new kind of task, such as speech or images, is one class with the methods of ``TaskAdapter``, a branch in
+A new kind of task, such as the detection of objects, is one class with the methods of ``TaskAdapter``, a branch in
 ``adapters.adapter_for`` that returns it, and a task type in ``kdalign.data.tasks`` whose splits it loads. Training,
 evaluation and export call these methods only, in this order:
 
@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import Tokenizers
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import AnyTask, Examples
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.evaluation.samples import Prompt
@@ -99,15 +100,12 @@ class TaskAdapter(Protocol):
             UsageError: there is no such split, or a row that the task cannot use.
         """
 
-    def tokenize(
-        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> TokenizedSplit:
+    def tokenize(self, examples: Examples, reader: InputReader, *, scored: bool) -> TokenizedSplit:
         """Tokenize examples, for training or (with ``scored``) for evaluation.
 
         Args:
             examples: rows of one split.
-            tokenizer: the model's tokenizer.
-            config: the model's configuration.
+            reader: how the model reads its inputs.
             scored: every target counts once, as evaluation needs it.
         """
 
@@ -122,8 +120,11 @@ class TaskAdapter(Protocol):
             configs: their models' configurations.
         """
 
-    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
         """Return a few prompts whose completions show the training's progress; empty for models that generate none."""
+
+    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return a new model's configuration with the task's head."""
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a checkpoint with the task's head, in float32.

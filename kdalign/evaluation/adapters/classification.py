@@ -7,8 +7,9 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import GLUE, ClassificationTask, Examples, load_examples
-from kdalign.data.tokenization import tokenize_labelled
+from kdalign.data.tokenization import read_images, tokenize_labelled
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TokenizedInParts
@@ -18,9 +19,10 @@ from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
-from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.media_reader import check_modality
+from kdalign.models.read_check import check_read
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import Predictions, read_teacher_predictions, write_predictions
 
@@ -46,9 +48,11 @@ class ClassificationAdapter:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a family other than encoders, and a head for other labels."""
-        family = layout_of(checkpoint.config).family
-        if family != "masked":
-            raise UsageError(f"{checkpoint.name!r} is a {family} model; task {self.task.name!r} is for encoders")
+        check_modality(checkpoint.name, checkpoint.config.model_type, self.task)
+        family, images = layout_of(checkpoint.config).family, self.task.modality == "image"
+        if family != ("vision" if images else "masked"):
+            fitting = "vision models" if images else "encoders"
+            raise UsageError(f"{checkpoint.name!r} is a {family} model; task {self.task.name!r} is for {fitting}")
         if checkpoint.has_classifier:
             loading.check_head(checkpoint, self.task)
 
@@ -58,11 +62,11 @@ class ClassificationAdapter:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Do nothing: every tokenizer will do."""
 
-    def tokenize(
-        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> TokenizedSplit:
-        """Tokenize texts with their labels."""
-        return tokenize_labelled(examples, tokenizer, self.max_length)
+    def tokenize(self, examples: Examples, reader: InputReader, *, scored: bool) -> TokenizedSplit:
+        """Tokenize texts, or read the images, with their labels."""
+        if reader.media is not None:
+            return read_images(examples, reader.media)
+        return tokenize_labelled(examples, reader.tokenizer, self.max_length)
 
     def check_dual(self) -> None:
         """Do nothing: texts are matched by their characters."""
@@ -72,6 +76,10 @@ class ClassificationAdapter:
     ) -> TokenizedSplit:
         """Tokenize texts with their labels by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
+
+    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration with an output for each label."""
+        return loading.with_task_head(config, self.task)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a classifier."""
@@ -87,7 +95,7 @@ class ClassificationAdapter:
         assert order is not None, "heads were checked, or are fresh"
         return order
 
-    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
         """Return none: a classifier generates no text."""
         return ()
 

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -18,9 +19,9 @@ from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
-from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.read_check import check_read
 from kdalign.models.sentence_transformers import check_sentences
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import Predictions, read_teacher_predictions, write_predictions
@@ -63,15 +64,13 @@ class EmbeddingAdapter:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Do nothing: every tokenizer will do."""
 
-    def tokenize(
-        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> TokenizedSplit:
+    def tokenize(self, examples: Examples, reader: InputReader, *, scored: bool) -> TokenizedSplit:
         """Tokenize texts; with ``scored`` first texts, then second ones (the next text if there are no pairs)."""
         if scored:
             first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _next_texts(examples))
             labels = None if examples.labels is None else np.concatenate([examples.labels, examples.labels])
             examples = replace(examples, texts=((*first, *second),), labels=labels)
-        return tokenize_labelled(examples, tokenizer, self.max_length)
+        return tokenize_labelled(examples, reader.tokenizer, self.max_length)
 
     def check_dual(self) -> None:
         """Do nothing: texts are matched by their characters."""
@@ -81,6 +80,10 @@ class EmbeddingAdapter:
     ) -> TokenizedSplit:
         """Tokenize texts by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
+
+    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration: there is no head."""
+        return config
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
@@ -94,7 +97,7 @@ class EmbeddingAdapter:
         """Return None: a vector has no labels."""
         return
 
-    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
         """Return none: an encoder generates no text."""
         return ()
 

@@ -10,8 +10,9 @@ from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_p
 from kdalign.data.dual_answers import tokenize_chats_dual, tokenize_prompted_dual
 from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
-from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs
+from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs, tokenize_speech
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
@@ -24,13 +25,15 @@ from kdalign.evaluation.samples import (
     continuation_prompts,
     prompted_sources,
     source_prompts,
+    speech_prompts,
 )
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
-from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
+from kdalign.models.media_reader import check_modality
+from kdalign.models.read_check import check_read
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import TokenPredictions, read_teacher_tokens, write_token_predictions
 
@@ -94,6 +97,7 @@ class LanguageModelingAdapter:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse another family, and a checkpoint without a language-model head."""
+        check_modality(checkpoint.name, checkpoint.config.model_type, self.task)
         family = layout_of(checkpoint.config).family
         self.task.check(family, checkpoint.name)
         if family != self.family:
@@ -121,14 +125,16 @@ class LanguageModelingAdapter:
             needed = {"masked": ("mask",), "permutation": ("places",)}[self.family]
         check_roles(tokenizer, name, self.task.name, needed)
 
-    def tokenize(
-        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> TokenizedSplit:
-        """Tokenize documents or pairs."""
+    def tokenize(self, examples: Examples, reader: InputReader, *, scored: bool) -> TokenizedSplit:
+        """Tokenize documents or pairs; of speech, the transcripts."""
+        tokenizer = reader.tokenizer
         if self.task.kind == "chat":
             return tokenize_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
-            return tokenize_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
+            if reader.media is not None:
+                return tokenize_speech(examples, reader, self.max_length, self.task.language)
+            start = int(reader.config.decoder_start_token_id)
+            return tokenize_pairs(examples, tokenizer, start, self.max_length)
         if self.task.pairs:
             return tokenize_prompted(examples, SourcePrompts(self.task, tokenizer), self.max_length)
         if scored and self.family != "masked":
@@ -158,6 +164,10 @@ class LanguageModelingAdapter:
             return tokenize_prompted_dual(examples, prompts, self.max_length)
         return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
+    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration, which is of a language model."""
+        return config
+
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a language model."""
         return check_read(loading.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
@@ -170,8 +180,11 @@ class LanguageModelingAdapter:
         """Return None: a language model has no labels."""
         return
 
-    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
         """Return beginnings, questions or sources; none for models that do not generate from left to right."""
+        tokenizer = reader.tokenizer
+        if reader.media is not None:
+            return speech_prompts(examples, reader.media, count)
         if self.task.kind == "chat":
             return chat_prompts(examples, tokenizer, count)
         if self.family == "seq2seq":
