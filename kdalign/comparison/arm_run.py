@@ -16,9 +16,10 @@ from kdalign.data.tables import read_table
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, metrics_named
+from kdalign.metrics.counts import Counts, References
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
-from kdalign.metrics.text import count_texts, without_nfc
+from kdalign.metrics.text import TEXT_METRICS, count_texts, without_nfc
 from kdalign.runs.archive import ROUNDING
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
@@ -89,7 +90,7 @@ class ArmRun:
         table = self.predictions
         if table.of_tokens:
             return table.agreed is not None and table.teacher.nll is not None
-        return table.teacher.values is not None
+        return table.teacher.values is not None or table.teacher.written is not None
 
     def has_teacher_of(self, other: "ArmRun") -> bool:
         """True if both teachers said the same of the same examples.
@@ -101,6 +102,8 @@ class ArmRun:
             return all(map(np.array_equal, ours.best, theirs.best))
         if ours.nll is not None and theirs.nll is not None:
             return bool(np.allclose(ours.nll, theirs.nll, rtol=2 * ROUNDING, atol=0, equal_nan=True))
+        if ours.written is not None and theirs.written is not None:
+            return ours.written == theirs.written
         return ours.values is not None and theirs.values is not None and np.array_equal(ours.values, theirs.values)
 
 
@@ -114,6 +117,8 @@ def metric_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
     if table.of_tokens:
         (metric,) = metrics
         return _likelihood_outputs(run, metric)
+    if table.of_texts:
+        return _written_outputs(run, metrics)
     known, missing = metrics_named(run.record.metrics)
     if any(name not in known for name in metrics):
         reason = f": {'; '.join(missing)}" if missing else ""
@@ -126,6 +131,23 @@ def metric_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
             f"run {run.name!r}: {' and '.join(metrics)} cannot be computed from the kept predictions"
         )
     return LabelOutputs(functions, values, labels)
+
+
+def _written_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
+    """A run's transcripts as outputs of a metric of texts."""
+    table, written = run.predictions, run.predictions.student.written
+    if len(metrics) > 1 or written is None or metrics[0] not in TEXT_METRICS:
+        raise UndefinedDifference(f"run {run.name!r}: {' and '.join(metrics)} cannot be computed from kept transcripts")
+    return _counted_outputs(count_texts(metrics[0], written, table.references, table.language), table.references)
+
+
+def _counted_outputs(counts: Counts, references: References) -> SystemOutputs:
+    """Counts of a metric of texts as outputs, whose examples are told apart by their references."""
+
+    def value(sums: Array) -> Array:
+        return np.array([counts.value(row) for row in sums])
+
+    return SufficientStats(counts.rows, value, np.array([digest_of("\0".join(known)) for known in references]))
 
 
 def _likelihood_outputs(run: ArmRun, metric: str) -> SystemOutputs:
@@ -157,7 +179,18 @@ def _perplexity(tokens_per_unit: float, unit: str) -> Callable[[Array], Array]:
 
 def agreement_outputs(run: ArmRun) -> SystemOutputs:
     """A run's agreement with its teacher as outputs: equal classes, correlated scores, or equal likeliest tokens."""
+    if run.predictions.of_texts:
+        return _text_agreement(run)
     return _token_agreement(run) if run.predictions.of_tokens else _label_agreement(run)
+
+
+def _text_agreement(run: ArmRun) -> SystemOutputs:
+    """Transcripts that are the teacher's, sound by sound."""
+    ours, theirs = run.predictions.student.written, run.predictions.teacher.written
+    assert ours is not None, "a run of transcripts keeps them"
+    assert theirs is not None, "agreement is computed if the teacher's answers are kept"
+    counts = count_texts("exact_match", ours, [(text,) for text in theirs])
+    return _counted_outputs(counts, [(text,) for text in theirs])
 
 
 def _label_agreement(run: ArmRun) -> SystemOutputs:
@@ -206,12 +239,7 @@ def text_outputs(run: ArmRun, metric: str) -> SystemOutputs:
     found = counts.value(counts.rows.sum(axis=0))
     if score.value is None or not math.isclose(found, score.value, rel_tol=1e-6, abs_tol=1e-9):
         raise UsageError(f"the texts in {str(file)!r} have {metric} {found:.6g}, and their evaluation {score.value}")
-
-    def value(sums: Array) -> Array:
-        return np.array([counts.value(row) for row in sums])
-
-    examples = np.array([digest_of("\0".join(known)) for known in references])
-    run.counted[metric] = SufficientStats(counts.rows, value, examples)
+    run.counted[metric] = _counted_outputs(counts, references)
     return run.counted[metric]
 
 

@@ -46,6 +46,7 @@ def join_evaluations(
             joined[number][task] = (*joined[number].get(task, ()), own)
         left = [score for score in result["scores"] if score not in scores]
         if left:
+            result = {**result, "real_time_factor": None}  # the run has it
             others.append({**result, "scores": left, "absent": [one for one in result["absent"] if one not in absent]})
     return tuple(replace(entry, evaluated=own) for entry, own in zip(entries, joined, strict=True)), tuple(others)
 
@@ -107,6 +108,9 @@ def text_cells(entry: RunGroup) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
     for task, results in entry.evaluated.items():
         cells |= {metric_key(task, metric): cell_of(score) for metric, (score, _) in _scores(results).items()}
+        timed = [each["real_time_factor"] for each in results if each.get("real_time_factor") is not None]
+        if timed:
+            cells["real-time-factor"] = Cell(timed[0])
         for result in results:
             for absent in result["absent"]:
                 cells.setdefault(metric_key(task, absent["metric"]), Cell(None, reason=absent["reason"]))

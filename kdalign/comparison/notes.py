@@ -18,6 +18,8 @@ from kdalign.comparison.comparability import (
 from kdalign.comparison.dashes import dash_notes, undefined_notes
 from kdalign.comparison.evaluated_runs import evaluations_of
 from kdalign.comparison.table import SHARED, Cell, Column, Row, list_names, metric_key
+from kdalign.data.media.rows import Modality, describe_input
+from kdalign.metrics.retrieval import RECALLS
 from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import ModelRecord, RunRecord
 
@@ -170,6 +172,9 @@ def _evaluation_remarks(table: NotedTable) -> list[str]:
     return [*notes, *(f"{list_names(list(names))}, {said}" for said, names in cut.items())]
 
 
+REAL_TIME = "real-time factor, seconds of work for each second of sound, decoding of files included; measured once"
+
+
 def mark_note(mark: str) -> str:
     """The footnote of a marked score, such as a pseudo-perplexity."""
     return f"* {mark}-perplexity: not a perplexity, and not comparable with one"
@@ -230,14 +235,18 @@ def _agreement(table: NotedTable) -> list[str]:
         return []
     agreements = {record.task: record.first_scores.agreement for record in table.records}
     tasks = [task for task, score in agreements.items() if score is not None and score.signature.startswith("scipy")]
-    return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's scores"] if tasks else []
+    ranked = any(score.metric in RECALLS for record in table.records for score in record.first_scores.student)
+    what = "scores (of pairs of image and text: its ranks of texts)" if ranked else "scores"
+    return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's {what}"] if tasks else []
 
 
 def _flops(table: NotedTable) -> list[str]:
-    if not table.shows("flops"):
+    titles = {"flops": "FLOPs/token", "flops-image": "FLOPs/image"}
+    shown = " and ".join(title for key, title in titles.items() if table.shows(key))
+    if not shown:
         return []
-    lengths = _lengths(model.tokens for model in table.models if model.flops is not None)
-    return [f"FLOPs/token: of a forward pass over {lengths} tokens, 2 per multiply-add, attention and head included"]
+    read = _lengths(model for model in table.models if model.flops is not None)
+    return [f"{shown}: of a forward pass over {read}, 2 per multiply-add, attention and head included"]
 
 
 def _steps_to(table: NotedTable) -> list[str]:
@@ -252,16 +261,19 @@ def _steps_to(table: NotedTable) -> list[str]:
 def _latency(table: NotedTable) -> list[str]:
     if not table.shows("speed-up"):
         return []
-    lengths = _lengths(model.tokens for model in table.models if model.latency_ms is not None)
+    read = _lengths(model for model in table.models if model.latency_ms is not None)
     return [
-        f"latency: one forward pass over {lengths} tokens in fp32, median, so that other load on the machine shows; "
+        f"latency: one forward pass over {read} in fp32, median, so that other load on the machine shows; "
         f"speed-up: both models measured in turns"
     ]
 
 
-def _lengths(tokens: Iterable[int]) -> str:
-    """Sequence lengths in words."""
-    return " or ".join(map(str, sorted(set(tokens))))
+def _lengths(models: Iterable[ModelRecord]) -> str:
+    """What models read when they are timed, in words: ``64 or 128 tokens``, ``one image``."""
+    tokens: dict[Modality, set[int]] = {}
+    for model in models:
+        tokens.setdefault(model.modality, set()).add(model.tokens)
+    return " or ".join(describe_input(each, " or ".join(map(str, sorted(tokens[each])))) for each in sorted(tokens))
 
 
 def _multi_task_students(table: NotedTable) -> list[str]:
@@ -379,11 +391,17 @@ FOOTNOTES: tuple[Footnote, ...] = (
     _budgets,
     _means,
     _define("retained", "retained: the student's score as a share of its teacher's (inverted for perplexities)"),
+    _define("real-time-factor", f"RTF: {REAL_TIME}"),
     _agreement,
     _several_teachers,
     _define("ece", "ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over classification tasks"),
     _flops,
     _define("tokens", "tokens: trained on, without padding, counted each time that they were read"),
+    _define(
+        "positions",
+        "positions: of images on the grid of their features, or of sounds, trained on, counted each time that they "
+        "were read",
+    ),
     _steps_to,
     _latency,
     _multi_task_students,

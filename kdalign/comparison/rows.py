@@ -36,9 +36,10 @@ def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cel
     for task, record in entry.records.items():
         for score in record.first_scores.of(who):
             cells[metric_key(task, score.metric)] = cell_of(score)
-        if task in means:
+        if task in means and record.first_scores.of(who):
             cells[task] = _task_score(record.first_scores.of(who))
-    if len(entry.records) > 1 and all(map(in_per_cent, entry.records.values())):
+    scored = all(record.first_scores.of(who) for record in entry.records.values())
+    if len(entry.records) > 1 and scored and all(map(in_per_cent, entry.records.values())):
         cells["macro"] = _macro(entry.records, who)
     errors = {task: record.first_scores.calibration.get(who) for task, record in entry.records.items()}
     known = {task: cell_of(error) for task, error in errors.items() if error is not None}
@@ -52,7 +53,8 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
     if model.latency_ms is not None:
         cells["latency"] = Cell(model.latency_ms)
     per_token = model.flops_per_token
-    return cells if per_token is None else cells | {"flops": Cell(per_token / 1e6)}
+    key = "flops-image" if model.modality == "image" else "flops"
+    return cells if per_token is None else cells | {key: Cell(per_token / 1e6)}
 
 
 def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
@@ -74,7 +76,7 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
         source = record.recipe["teacher"] if record.teacher is None else _model_name(record.teacher.source)
         name = f"{several} teachers combined" if several else f"teacher {source}"
         cost = {} if record.teacher is None else _cost_of(record.teacher)
-        cells = _finite({**scores, **cost, "retained": Cell(100.0)})
+        cells = _finite({**scores, **cost, **({"retained": Cell(100.0)} if scores else {})})
         found = [_one_of_several(entry, number, means) for number in range(several)]
         for known, row in (*found, (key, Row(name, "teacher", (), cells))):
             first = rows.setdefault(known, row)
@@ -216,8 +218,8 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     agreed = {task: cell_of(agreement) for task, agreement in agreements.items() if agreement is not None}
     if len(agreed) == len(agreements):  # not without a teacher
         cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
-    served = all(record.served_teacher and record.first_scores.teacher for record in records)
-    if served or all(record.teacher is not None for record in records):
+    taught = all(record.served_teacher or record.teacher is not None for record in records)
+    if taught and all(record.first_scores.teacher for record in records):
         cells["retained"] = _retained(entry.records)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
@@ -225,7 +227,8 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     cells["steps"] = Cell(sum(record.cost.steps for record in records))
     cells["seconds"] = Cell(sum(record.cost.seconds for record in records))
     if all("tokens" in record.training for record in records):
-        cells["tokens"] = Cell(sum(record.cost.tokens for record in records) / 1e6)
+        unit = "tokens" if records[0].student.modality == "text" else "positions"
+        cells[unit] = Cell(sum(record.cost.tokens for record in records) / 1e6)
     cells["samples/s"] = Cell(sum(record.cost.examples for record in records) / (cells["seconds"].value or 1))
     return _finite(cells)
 
@@ -267,6 +270,8 @@ def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequenc
     for key, field in (("size", "parameters"), ("trained", "trained_tokens")):
         if result.get(field) is not None:
             cells[key] = Cell(result[field] / 1e6)
+    if result.get("real_time_factor") is not None:
+        cells["real-time-factor"] = Cell(result["real_time_factor"])
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)

@@ -12,10 +12,10 @@ SHARED = ("macro", "agreement", "ece", "retained")
 """Columns that are computed over a row's own tasks, whichever these are."""
 
 
-PROFILED = ("flops", "latency", "speed-up")
+PROFILED = ("flops", "flops-image", "latency", "speed-up")
 """Columns of what ``--no-profile`` leaves unmeasured."""
 MODEL_COSTS = ("parameters", "megabytes", *PROFILED)
-TRAINING_COSTS = ("steps", "tokens", "samples/s", "seconds")
+TRAINING_COSTS = ("steps", "tokens", "positions", "samples/s", "seconds")
 
 
 BETTER, WORSE, ALIKE = VERDICTS = ("↑", "↓", "≈")

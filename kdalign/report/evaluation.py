@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from kdalign.comparison.notes import mark_note
+from kdalign.comparison.notes import REAL_TIME, mark_note
 from kdalign.errors import printable, printable_names
 from kdalign.report.layout import in_digits
 from kdalign.report.screen import plain_text
@@ -61,6 +61,7 @@ class _SplitTables:
         used = min(longest_name, max(8, options.max_width // 4)) + _EDGES
         used += _GAP + max(map(len, ("params", *sizes))) if sizes else 0
         columns = [self._column(metric, options.max_width - used - _GAP) for metric in self.metrics]
+        columns += _speed_columns(self.rows)
         for number, part in enumerate(_split_columns(columns, options.max_width - used)):
             table = new_table(self.more if number else self.title)
             table.add_column("model", overflow="fold")
@@ -90,6 +91,14 @@ class _Column:
     def width(self) -> int:
         """Width in characters."""
         return max(len(line) for text in (*self.heading, *self.cells) for line in text.split("\n"))
+
+
+def _speed_columns(rows: Sequence["EvaluationResult"]) -> list[_Column]:
+    """Column of the real-time factor, if any model has one."""
+    factors = [row.real_time_factor for row in rows]
+    if all(factor is None for factor in factors):
+        return []
+    return [_Column(("RTF",), tuple("–" if factor is None else f"{factor:.3f}" for factor in factors))]
 
 
 _GAP, _EDGES = 3, 2
@@ -128,6 +137,8 @@ def _footnotes(evaluations: Sequence["EvaluationResult"]) -> list[str]:
     scores = [score for result in evaluations for score in result.scores]
     notes = [mark_note(score.mark) for score in scores if score.mark]
     notes += _signature_notes(evaluations)
+    if any(result.real_time_factor is not None for result in evaluations):
+        notes.append(f"RTF: {REAL_TIME}")
     if any(score.low is not None for score in scores):
         notes.append("below a score: its 95 % interval over examples")
     notes += _convention_notes(evaluations)

@@ -87,20 +87,25 @@ def _lines(forecast: "Forecast") -> Iterator[tuple[str, str]]:
     for name, size in (*forecast.teachers.items(), forecast.student):
         yield f"parameters of {name} (M)", f"{size / 1e6:,.1f}"
     yield "sharding, precision", f"{forecast.sharding}, {forecast.precision}"
-    yield "tokens of a row, mean", f"{rows.tokens:,.1f}"
+    unit = "image" if rows.modality == "image" else "token"
+    if rows.modality != "image":
+        yield (
+            "tokens of a row, mean" if rows.modality == "text" else "tokens of a transcript, mean",
+            f"{rows.tokens:,.1f}",
+        )
     yield "rows of a step, of a rank's micro-batch", f"{rows.batch:,.0f}, {rows.micro_batch:,}"
     of_teacher, of_student = forecast.teacher_flops / 1e9, forecast.student_flops / 1e9
-    yield "GFLOP per token: teacher, student", f"{of_teacher:,.2f}, {of_student:,.2f}"
+    yield f"GFLOP per {unit}: teacher, student", f"{of_teacher:,.2f}, {of_student:,.2f}"
     peak = f"{hardware.flops / 1e12:,.2f}"
     yield f"peak of {hardware.name}{', measured' * hardware.measured} (TFLOP/s)", peak
     yield "assumed share of the peak", f"{forecast.efficiency:.0%}"
     yield "seconds of a step: operations", f"{time.compute:,.3f}"
     yield f"  {time.traffic / 1e9:,.2f} GB of weights and moments", _seconds(time.memory)
     yield f"  {time.sent / 1e9:,.2f} GB sent to other ranks", _seconds(time.communication)
-    yield "tokens a second, all ranks", f"{forecast.tokens_per_second:,.0f}"
+    yield f"{unit}s a second, all ranks", f"{forecast.tokens_per_second:,.0f}"
     yield "steps", "–" if forecast.steps is None else f"{forecast.steps:,.0f}"
     total = None if forecast.steps is None else forecast.steps * forecast.tokens_per_step
-    yield "tokens of the run (M)", "–" if total is None else f"{total / 1e6:,.1f}"
+    yield f"{unit}s of the run (M)", "–" if total is None else f"{total / 1e6:,.1f}"
     yield "hours", "–" if forecast.hours is None else f"{forecast.hours:,.2f}"
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdalign.comparison.table import ComparisonTable, clean_text
-from kdalign.errors import printable
+from kdalign.data.media.images import decode_image
+from kdalign.data.media.rows import MediaItem
+from kdalign.errors import UsageError, printable
 from kdalign.recipe.command import distill_command
 from kdalign.report.layout import table_layouts
 from kdalign.report.plots import NamedFigure, figures_of
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 TEMPLATE = "page.html.jinja"
 SMALL_SVG = 60_000
 """Characters up to which a plot stays SVG without trying PNG."""
+THUMBNAIL = 96
+"""Pixels of the longer side of an example's image."""
 LONGEST_TEXT = 400
 """Characters of an example's text that are shown."""
 
@@ -66,6 +70,7 @@ def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transp
         finalize=_printable,
     )
     environment.filters["cut"] = _cut
+    environment.filters["thumbnail"] = _thumbnail
     comparison = clean_text(comparison)
     source, *_ = PackageLoader("kdalign.report").get_source(environment, TEMPLATE)
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
@@ -136,6 +141,20 @@ def _without_texts(differing: Sequence[Disagreements]) -> bool:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+
+
+def _thumbnail(item: MediaItem) -> str:
+    """Return an image as the address of a PNG that is in the page; empty if it cannot be read any more."""
+    from PIL import Image
+
+    try:
+        picture = Image.fromarray(decode_image(item.read(), item.name))
+    except UsageError:
+        return ""
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    pixels = io.BytesIO()
+    picture.save(pixels, format="png")
+    return f"data:image/png;base64,{base64.b64encode(pixels.getvalue()).decode()}"
 
 
 @plot_style

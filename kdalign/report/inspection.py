@@ -19,14 +19,20 @@ def inspection_table(
 ) -> RenderableType:
     """Render an inspection: layers, answers to a text and, if there are any, examples."""
     parts: list[RenderableType] = [_layers(likeness), Text("")]
-    parts.append(plain_text(f"text: {' | '.join(looks.texts)}"))
+    word = {"text": "text", "audio": "sound", "image": "image"}[looks.modality]
+    parts.append(plain_text(f"{word}: {' | '.join(looks.texts)}"))
     several = any(":" in stack for stack in likeness.pairs)  # a later teacher's stack has its number in front
     if looks.answers:
         named = zip(("student", "teacher 1" if several else "teacher"), looks.answers, strict=True)
         parts.append(plain_text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
         parts += [Text(""), *_examples(differing, "all teachers" if several else "teacher")]
-    note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, without special ones"
+    read = {
+        "text": "tokens of training text, without special ones",
+        "audio": "positions of training sounds and tokens of their transcripts",
+        "image": "positions of training images",
+    }[looks.modality]
+    note = f"CKA: debiased, linear, over {likeness.tokens:,} {read}"
     return Group(*parts, note_line(note))
 
 

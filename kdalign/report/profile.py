@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from kdalign.data.media.rows import describe_input
 from kdalign.report.screen import plain_text
 from kdalign.report.style import new_table, note_line
 
@@ -82,22 +83,31 @@ def _size_lines(profiles: Sequence["Profile"]) -> Iterable[_Line]:
             yield _Line(f"cache per token in {name} (kB)", cache, ",.1f")
 
 
+def flops_title(profile: "Profile", length: int) -> str:
+    """Title of a forward's operations: for each token of this many, or for an image."""
+    if profile.modality == "image":
+        return "MFLOP per image"
+    return f"MFLOP per token, {describe_input(profile.modality, length)}"
+
+
 def _flop_lines(profiles: Sequence["Profile"]) -> Iterable[_Line]:
     for length in profiles[0].flops_per_token:
         forward = [p.flops_per_token[length] / 1e6 for p in profiles]
         quadratic = [100 * p.quadratic_share[length] for p in profiles]
         backward = [p.training_flops_per_token[length] / 1e6 for p in profiles]
-        yield _Line(f"MFLOP per token, {length} tokens", forward, ",.2f")
-        yield _Line("  growing with length² (%)", quadratic, ",.1f", ratio=False)
+        yield _Line(flops_title(profiles[0], length), forward, ",.2f")
+        if profiles[0].modality != "image":
+            yield _Line("  growing with length² (%)", quadratic, ",.1f", ratio=False)
         yield _Line("  with the backward pass", backward, ",.2f")
 
 
 def _timing_lines(profiles: Sequence["Profile"]) -> Iterable[_Line]:
     for number, first in enumerate(profiles[0].timings):
         timed = [p.timings[number] for p in profiles]
-        yield _Line(f"latency p50 (ms), {first.length} tokens", [t.latency_ms for t in timed], ",.2f")
-        yield _Line(f"latency p95 (ms), {first.length} tokens", [t.latency_p95_ms for t in timed], ",.2f")
-        label = f"examples/s, batch {first.batch_size}, {first.length} tokens"
+        read = describe_input(profiles[0].modality, first.length)
+        yield _Line(f"latency p50 (ms), {read}", [t.latency_ms for t in timed], ",.2f")
+        yield _Line(f"latency p95 (ms), {read}", [t.latency_p95_ms for t in timed], ",.2f")
+        label = f"examples/s, batch {first.batch_size}" + (f", {read}" if profiles[0].modality != "image" else "")
         yield _Line(label, [t.throughput for t in timed], ",.1f")
         yield _Line("  peak on top of the weights (MB)", [t.peak_mb for t in timed], ",.1f")
         yield _Line("  activations for training (MB)", [t.activations_mb for t in timed], ",.1f")
@@ -108,6 +118,8 @@ def _footnotes(first: "Profile") -> list[str]:
         "FLOPs: of one forward pass, counted by torch with eager attention, 2 per multiply-add, head included",
         "training: weights, gradients and AdamW's moments; activations come on top",
     ]
+    if first.modality == "audio":
+        notes.append("a sound: of the greatest length that the model reads (30 s for Whisper), encoded in each forward")
     if first.timings:
         notes += [
             f"times and peak: measured on {first.device} in {first.precision} after warm-up; latency at batch 1",
@@ -122,7 +134,7 @@ def _parts_table(profile: "Profile") -> Table:
     table.add_column("part")
     table.add_column("parameters", justify="right")
     for length in profile.flops_per_token:
-        table.add_column(f"MFLOP per token, {length}", justify="right")
+        table.add_column(flops_title(profile, length), justify="right")
     rows: list[tuple[list[str], list[str]]] = []
     for part in profile.parts:
         values = [f"{part.parameters:,}", *(f"{flops / 1e6:,.3f}" for flops in part.flops_per_token.values())]

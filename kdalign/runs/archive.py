@@ -41,7 +41,11 @@ _LARGEST = 32 * 2**20
 """Limit of unpacked bytes of an archived run or shared column: some millions of predictions."""
 ROUNDING = 1e-4
 """Largest relative change of a score or likelihood by being kept: four digits stay."""
-_KINDS = ("<i4", "<f4")
+_KINDS = ("<i4", "<f4", "<f8")
+_WHOLE = 2**14
+"""Largest whole number that rounding leaves as it is."""
+_TEXT_KIND = "texts"
+"""Kind of a column of texts, or of lists of texts, which is kept as JSON."""
 _SHARED_FILE = re.compile(rf"[0-9a-f]{{{_HEX}}}\.gz")
 
 
@@ -64,7 +68,7 @@ class ArchivedRun:
 
 
 def archive_run(trial: Trial, folder: Path) -> ArchivedRun:
-    """Archive a finished run; predicted scores are rounded to four digits."""
+    """Archive a finished run; predicted scores are rounded to four digits, unless they are whole."""
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
     answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
@@ -200,10 +204,12 @@ def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
 
     Bytes are grouped by their place in the numbers, which compresses better.
     """
-    whole = values.dtype.kind != "f"
-    column = values.astype("<i4") if whole else _shortened(values)
-    raw = column.view(np.uint8).reshape(-1, 4).T.tobytes()
-    kind = column.dtype.str
+    if values.dtype.kind == "O":
+        texts = [each if isinstance(each, str) else list(each) for each in values]
+        raw, kind = json.dumps(texts, separators=(",", ":")).encode(), _TEXT_KIND
+    else:
+        column = values.astype("<i4") if values.dtype.kind != "f" else _shortened(values)
+        raw, kind = column.view(np.uint8).reshape(-1, column.dtype.itemsize).T.tobytes(), column.dtype.str
     if name not in SHARED:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
     file = folder / f"{_name_of(raw)}.gz"
@@ -218,15 +224,17 @@ def _name_of(raw: bytes) -> str:
 
 
 def _shortened(values: Array) -> Array:
-    """Round scores to 32 bits whose last ten are 0: four digits."""
+    """Round scores to 32 bits whose last ten are 0: four digits. Large whole numbers, such as packed ranks, stay."""
+    if np.abs(values).max(initial=0) > _WHOLE and (np.rint(values) == values).all():
+        return values.astype("<f8")
     bits = values.astype("<f4").view("<u4")
     kept: Array = np.where(np.isfinite(values), (bits + 0x200) & ~np.uint32(0x3FF), bits).astype("<u4").view("<f4")
     return kept
 
 
 def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
-    if packed["dtype"] not in _KINDS:
-        raise ValueError(f"a column of {packed['dtype']!r} (accepted: {', '.join(_KINDS)})")
+    if packed["dtype"] not in (*_KINDS, _TEXT_KIND):
+        raise ValueError(f"a column of {packed['dtype']!r} (accepted: {', '.join((*_KINDS, _TEXT_KIND))})")
     if "file" in packed:
         if not _SHARED_FILE.fullmatch(packed["file"]):
             raise ValueError(f"{packed['file']!r} is not the name of a shared column")
@@ -235,6 +243,18 @@ def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
             raise ValueError(f"{packed['file']} was changed")
     else:
         raw = base64.b64decode(packed["values"], validate=True)
-    planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, -1)
+    if packed["dtype"] == _TEXT_KIND:
+        return _as_objects(parse_json(raw.decode(), "a column of texts"))
+    planes = np.frombuffer(raw, dtype=np.uint8).reshape(np.dtype(packed["dtype"]).itemsize, -1)
     values: Array = np.ascontiguousarray(planes.T).view(packed["dtype"]).reshape(-1)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+
+
+def _as_objects(texts: object) -> Array:
+    """Return a column of texts, or of lists of them, as an array of objects."""
+    if not isinstance(texts, list):
+        raise ValueError("a column of texts is no list")
+    column: Array = np.empty(len(texts), dtype=object)
+    for row, each in enumerate(texts):
+        column[row] = each
+    return column

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdalign.alignment.plan import Plan, read_plan
+from kdalign.data.media.rows import Modality
 from kdalign.data.tasks import ClassificationTask, LanguageTask, find_task
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.language import language_task
@@ -12,7 +13,7 @@ from kdalign.data.tasks.lookup import INFERRED
 from kdalign.errors import UsageError
 from kdalign.files import read_json
 from kdalign.models.heads import HeadKind, head_of_class
-from kdalign.models.layouts import LAYOUTS
+from kdalign.models.layouts import LAYOUTS, modality_of
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import RunRecord
@@ -23,9 +24,12 @@ _PIPELINES = {
     HeadKind.MASKED: "fill-mask",
     HeadKind.CAUSAL: "text-generation",
     HeadKind.SEQ2SEQ: "text2text-generation",
+    HeadKind.DUAL: "zero-shot-image-classification",
+    HeadKind.CTC: "automatic-speech-recognition",
     HeadKind.NONE: "feature-extraction",
 }
 _PIPELINES_OF_KINDS = {"translation": "translation", "summarization": "summarization", "dialogue": "summarization"}
+_PIPELINES_OF_MEDIA = {"image": "image-classification", "audio": "automatic-speech-recognition"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit of the hub; a local folder's hash is shorter."""
 
@@ -38,11 +42,12 @@ class CardFacts:
         name: the run folder's name.
         head: the student's head.
         model_class: the student's class in Transformers.
-        permutation: true if it predicts tokens in any order (XLNet).
+        model_type: the student's type in Transformers.
         task: the task as far as it is known without its data; None if it is not.
         hub: the hub's data set and its configuration; None for other or unknown data.
         plan: the layer plan; None without a teacher.
         starts: hub ids of the checkpoints that the student was made from.
+        channels: channels of the images that the student reads.
     """
 
     record: RunRecord
@@ -50,15 +55,28 @@ class CardFacts:
     name: str
     head: HeadKind
     model_class: str
-    permutation: bool
+    model_type: str
     task: ClassificationTask | LanguageTask | None
     hub: tuple[str, str | None] | None
     plan: Plan | None
     starts: tuple[str, ...]
+    channels: int = 3
+
+    @property
+    def modality(self) -> Modality:
+        """What the student reads."""
+        return modality_of(self.model_type)
+
+    @property
+    def permutation(self) -> bool:
+        """True if it predicts tokens in any order (XLNet)."""
+        return self.model_type in LAYOUTS and LAYOUTS[self.model_type].family == "permutation"
 
     @property
     def pipeline(self) -> str:
         """The hub's pipeline tag of the student."""
+        if self.modality in _PIPELINES_OF_MEDIA:
+            return _PIPELINES_OF_MEDIA[self.modality]
         kind = self.task.kind if isinstance(self.task, LanguageTask) else ""
         return _PIPELINES_OF_KINDS.get(kind, _PIPELINES[self.head])
 
@@ -96,11 +114,12 @@ def read_card_facts(record: RunRecord, folder: RunFolder) -> CardFacts:
         name=folder.path.resolve().name,
         head=head_of_class(model_class),
         model_class=model_class,
-        permutation=model_type in LAYOUTS and LAYOUTS[model_type].family == "permutation",
+        model_type=model_type,
         task=task,
         hub=hub,
         plan=read_plan(folder.plan) if folder.plan.is_file() else None,
         starts=_starts(record, recipe, folder),
+        channels=1 if config.get("num_channels") == 1 else 3,
     )
 
 
@@ -109,7 +128,7 @@ def _task_of(data: DataSettings) -> ClassificationTask | LanguageTask | None:
     (name, *_) = data.task
     if name in GLUE:
         return GLUE[name]
-    if name == INFERRED:
+    if name in INFERRED:
         return None
     try:
         return language_task(name) or find_task(name, data.folder, data.dataset, data.config)

@@ -8,21 +8,28 @@ from kdalign.runs.card_facts import CardFacts
 from kdalign.runs.markdown import code_span, escape
 from kdalign.runs.record import SplitScores
 
+_UNMEASURED = {
+    "text": "Text of other kinds and languages, longer text, mistakes in words and bias",
+    "audio": "Other speakers, languages and recordings, noise and bias",
+    "image": "Images of other kinds and from other cameras, noise and bias",
+}
+
 
 def limits_section(card: CardFacts) -> str:
     """Write what was not measured, and which scores are undefined or undecided."""
     data, recipe = card.record.data, card.recipe
     splits = ", ".join(code_span(split) for split in data["reported"])
     found = [
-        f"Scored on {splits} of the data above alone. Text of other kinds and languages, longer text, mistakes in "
-        f"words and bias were not measured, nor whether training and scored texts overlap.",
+        f"Scored on {splits} of the data above alone. {_UNMEASURED[card.modality]} were not measured, nor whether "
+        f"training and scored examples overlap.",
         f"One seed ({recipe.train.seed}): how much another one would change is not known; the intervals are over "
         f"examples.",
     ]
     for name, facts in (("training", data["train"]), *data["reported"].items()):
         if facts["truncated"]:
-            cut = f"{facts['truncated']:,} of {facts['n']:,} {escape(name)} texts"
-            found.append(f"{cut} were cut to {recipe.data.max_length} tokens.")
+            cut = f"{facts['truncated']:,} of {facts['n']:,} {escape(name)} texts were cut to "
+            cut += f"{recipe.data.max_length} tokens"
+            found.append(f"{cut}, or their sounds to what the model reads." if card.modality == "audio" else f"{cut}.")
     if recipe.data.limit is not None:
         part = "data with labels" if "unlabelled" in data else "data"
         made = ", without new texts made of them" if "augmented" in data else ""

@@ -116,7 +116,8 @@ def _spent(card: CardFacts) -> Iterable[str]:
     cost, settings = card.record.cost, card.recipe.train
     batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_size:,} examples"
     together = card.record.training.get("multi_task")
-    read = f"{cost.examples:,} examples, {cost.tokens:,} tokens, {cost.seconds:,.0f} seconds"
+    counted = "tokens" if card.modality == "text" else "positions"
+    read = f"{cost.examples:,} examples, {cost.tokens:,} {counted}, {cost.seconds:,.0f} seconds"
     if together is None:
         exported = f"; step {cost.exported_step:,} was exported" if cost.exported_step != cost.steps else ""
         yield f"- {cost.steps:,} steps of {batch}, {read}{exported}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.data.media.rows import MediaItem, MediaRows
 from kdalign.data.tasks import ClassificationTask, Examples, load_examples, task_of
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
@@ -43,7 +44,8 @@ class Disagreement:
 
     Attributes:
         row: number in the split, from 0.
-        texts: one, or the two of a pair; empty if the run's data has gone.
+        texts: one, or the two of a pair, or the name of an image; empty if the run's data has gone.
+        image: the image; None for texts, or if the run's data has gone.
         label: the right answer; empty if unknown.
         confidence: the student's probability of its answer, between 0 and 1; None for scores.
         teacher_confidence: the teacher's likewise; None if its logits were not kept.
@@ -58,6 +60,7 @@ class Disagreement:
     distance: float
     confidence: float | None = None
     teacher_confidence: float | None = None
+    image: MediaItem | None = None
 
 
 @dataclass(frozen=True)
@@ -146,17 +149,22 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
         examples=tuple(
             Disagreement(
                 row=row,
-                texts=() if examples is None else tuple(column[row] for column in examples.texts),
+                texts=() if examples is None else _shown_texts(examples, row),
                 label="" if answers.references is None else shown(answers.references[row]),
                 student=shown(answers.student[row]),
                 teacher=shown(answers.teacher[row]),
                 distance=float(distance[row]),
                 confidence=None if ours is None else float(ours[row].max()),
                 teacher_confidence=None if theirs is None else float(theirs[row].max()),
+                image=None if examples is None or examples.media is None else MediaItem(examples.media, row),
             )
             for row in rows
         ),
     )
+
+
+def _shown_texts(examples: Examples, row: int) -> tuple[str, ...]:
+    return tuple(column.name(row) if isinstance(column, MediaRows) else column[row] for column in examples.texts)
 
 
 def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdalign.data.media.rows import describe_input
 from kdalign.data.tasks import ClassificationTask
 from kdalign.metrics.classification import Score
 from kdalign.models.heads import auto_class
@@ -19,7 +20,7 @@ from kdalign.runs.card_training import training_section
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.markdown import code_block, code_span, escape, escape_line
 from kdalign.runs.record import RunRecord, SplitScores
-from kdalign.runs.usage_snippets import example
+from kdalign.runs.usage_snippets import example, media_example
 
 
 def model_card(record: RunRecord, path: Path) -> str:
@@ -64,7 +65,8 @@ def _summary(card: CardFacts) -> str:
     if record.teachers:
         combined = record.data.get("checks", {}).get("teachers", "mixed")
         lines += ["", f"The teachers: {escape(combined)}. The sizes and times of all of them are sums."]
-    lines += ["", "Latency: the median of one forward, batch 1, up to 128 tokens, float32, on the machine below."]
+    read = describe_input(ours.modality, "up to 128")
+    lines += ["", f"Latency: the median of one forward, batch 1, {read}, float32, on the machine below."]
     return "\n".join(lines)
 
 
@@ -158,7 +160,8 @@ def _data(card: CardFacts) -> str:
             ]
         )
     lines = ["## Data", "", f"Source: {code_span(data['source'])} ({kind}).", ""]
-    lines += _table(["split", "n", "tokens", "cut", "fingerprint"], rows)
+    counted = "tokens" if card.modality == "text" else "positions"
+    lines += _table(["split", "n", counted, "cut", "fingerprint"], rows)
     if "unlabelled" in data:
         lines += ["", f"Text without labels: {escape(data['unlabelled']['source'])}."]
     augment = card.recipe.data.augment
@@ -176,8 +179,11 @@ def _data(card: CardFacts) -> str:
 
 def _use(card: CardFacts) -> str:
     pair = isinstance(card.task, ClassificationTask) and len(card.task.columns) == 2
-    auto, length = auto_class(card.head).__name__, card.recipe.data.max_length
-    shown = example(card.head, auto, length, pair=pair, permutation=card.permutation)
+    auto, length = auto_class(card.head, card.model_type).__name__, card.recipe.data.max_length
+    if card.modality == "text":
+        shown = example(card.head, auto, length, pair=pair, permutation=card.permutation)
+    else:
+        shown = media_example(card.modality, card.head, auto, card.channels)
     return f"## Use\n\n{code_block(shown, 'python')}"
 
 

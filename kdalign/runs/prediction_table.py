@@ -16,6 +16,10 @@ column                   value in a row             written for
 ``agreed``               tokens at which both       the same, in archives: in place of both lists
                          likeliest are equal
 ``text``                 number of the text         totals by text: with ``nll`` and ``tokens`` alone
+``written``              text                       transcripts: one row a sound
+``references``           texts, a list              the same
+``teacher_written``      text                       the same, if the teacher transcribes, too
+``language``             code, or empty             the same
 =======================  =========================  ===================================================
 
 A file may come from a stranger: ``read_predictions`` checks it.
@@ -45,12 +49,14 @@ MOST_CLASSES = 10_000
 PREDICTION, LABEL, TEACHER = "prediction", "label", "teacher"
 LOGIT = "logit/"
 NLL, TOKENS, BEST, AGREED, TEXT = "nll", "tokens", "best", "agreed", "text"
+WRITTEN, REFERENCES, LANGUAGE = "written", "references", "language"
 OF_TEACHER = "teacher_"
-"""Prefix of the teacher's ``logit/NAME``, ``nll`` and ``best``."""
+"""Prefix of the teacher's ``logit/NAME``, ``nll``, ``best`` and ``written``."""
 
-ARCHIVED = (PREDICTION, LABEL, TEACHER, NLL, TOKENS, OF_TEACHER + NLL, AGREED)
+_TEXTS = (WRITTEN, REFERENCES, OF_TEACHER + WRITTEN, LANGUAGE)
+ARCHIVED = (PREDICTION, LABEL, TEACHER, NLL, TOKENS, OF_TEACHER + NLL, AGREED, *_TEXTS)
 """Columns that an ablation's archive keeps."""
-SHARED = (LABEL, TEACHER, TOKENS, OF_TEACHER + NLL)
+SHARED = (LABEL, TEACHER, TOKENS, OF_TEACHER + NLL, REFERENCES, OF_TEACHER + WRITTEN, LANGUAGE)
 """Those of them that are equal in runs on the same data with the same teacher."""
 _VALUES = (PREDICTION, LABEL, TEACHER)
 
@@ -116,6 +122,12 @@ class ModelColumns:
         """Likeliest tokens, (rows,) of arrays."""
         return self._column(self.prefix + BEST)
 
+    @property
+    def written(self) -> list[str] | None:
+        """Texts, (rows,)."""
+        name = self.prefix + WRITTEN
+        return list(self.frame[name]) if name in self.frame.columns else None
+
     def _column(self, name: str) -> Array | None:
         return self.frame[name].to_numpy() if name in self.frame.columns else None
 
@@ -136,6 +148,21 @@ class PredictionTable:
     def of_tokens(self) -> bool:
         """True for a language model's likelihoods, false for classes and scores."""
         return NLL in self.frame.columns
+
+    @property
+    def of_texts(self) -> bool:
+        """True for written texts with their references."""
+        return WRITTEN in self.frame.columns
+
+    @property
+    def references(self) -> list[list[str]]:
+        """Reference texts of each row of written ones."""
+        return [list(known) for known in self.frame[REFERENCES]]
+
+    @property
+    def language(self) -> str:
+        """Language code of written texts; empty if unknown."""
+        return str(self.frame[LANGUAGE].iloc[0]) if len(self.frame) else ""
 
     @property
     def student(self) -> ModelColumns:
@@ -181,7 +208,7 @@ def write_predictions(
         columns[f"{LOGIT}{name}"] = student.logits[:, number]
     if teacher is not None and teacher.logits.size:
         columns |= {f"{OF_TEACHER}{LOGIT}{name}": teacher.logits[:, number] for number, name in enumerate(task.labels)}
-    _write(file, columns)
+    write_columns(file, columns)
 
 
 def write_token_predictions(file: Path, student: TokenPredictions, teacher: TokenPredictions | None) -> None:
@@ -191,7 +218,7 @@ def write_token_predictions(file: Path, student: TokenPredictions, teacher: Toke
         if model is not None:
             rows = np.split(model.best, np.cumsum(model.tokens)[:-1])
             columns |= {f"{prefix}{NLL}": model.nll, f"{prefix}{BEST}": rows}
-    _write(file, columns)
+    write_columns(file, columns)
 
 
 def write_likelihoods(file: Path, texts: Array, nll: Array, tokens: Array) -> None:
@@ -206,7 +233,7 @@ def write_likelihoods(file: Path, texts: Array, nll: Array, tokens: Array) -> No
     import pandas as pd
 
     rows = pd.DataFrame({TEXT: texts, NLL: nll, TOKENS: tokens})
-    _write(file, rows.groupby(TEXT, as_index=False).sum())
+    write_columns(file, rows.groupby(TEXT, as_index=False).sum())
 
 
 def read_teacher_predictions(file: Path) -> Predictions:
@@ -256,6 +283,9 @@ def check_predictions(frame: "pd.DataFrame", where: str, n: int | None = None) -
         UsageError: as in ``read_predictions``.
     """
     names = list(map(str, frame.columns))
+    if WRITTEN in names:
+        _check_texts(frame, where, n)
+        return
     if PREDICTION not in names and not {NLL, TOKENS} <= set(names):
         raise UsageError(f"{where} keeps no answers: it has no column 'prediction', and not 'nll' and 'tokens'")
     if n is not None and PREDICTION in names and len(frame) != n:
@@ -269,7 +299,8 @@ def check_predictions(frame: "pd.DataFrame", where: str, n: int | None = None) -
     _check_tokens(frame, where)
 
 
-def _write(file: Path, columns: "dict[str, Any] | pd.DataFrame") -> None:
+def write_columns(file: Path, columns: "dict[str, Any] | pd.DataFrame") -> None:
+    """Write columns of a split's predictions as parquet."""
     import pandas as pd
 
     with atomic_file(file) as temporary:
@@ -291,6 +322,22 @@ def _check_size(file: Path, where: str) -> None:
 def _check_numbers(values: Array, name: str, where: str) -> None:
     if values.dtype.kind not in "iuf":
         raise UsageError(f"{where}: column {name!r} does not hold numbers")
+
+
+def _check_texts(frame: "pd.DataFrame", where: str, n: int | None) -> None:
+    """Refuse a table of written texts without a list of references for each."""
+    if not {REFERENCES, LANGUAGE} <= set(frame.columns):
+        raise UsageError(f"{where} keeps texts without their references or language")
+    if n is not None and len(frame) != n:
+        raise UsageError(f"{where} has texts of {len(frame):,} examples, and the record counts {n:,}")
+    texts = [name for name in (WRITTEN, OF_TEACHER + WRITTEN, LANGUAGE) if name in frame.columns]
+    for row, references in enumerate(frame[REFERENCES], 1):
+        listed = isinstance(references, list | np.ndarray) and len(references) > 0
+        if not listed or not all(isinstance(known, str) for known in references):
+            raise UsageError(f"{where}, row {row}: 'references' does not hold a list of texts")
+    for name in texts:
+        if not all(isinstance(text, str) for text in frame[name]):
+            raise UsageError(f"{where}: column {name!r} does not hold texts")
 
 
 def _check_classes(frame: "pd.DataFrame", where: str) -> None:

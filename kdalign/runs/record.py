@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdalign.data.media.rows import Modality
 from kdalign.errors import UsageError
 from kdalign.files import read_json
 from kdalign.metrics.classification import Score
@@ -46,7 +47,8 @@ class ModelRecord:
         latency_ms: median of one forward, batch 1, ``tokens`` tokens, fp32; None if not measured.
         head: origin of its task head.
         flops: floating-point operations of such a forward, 2 a multiply-add; None if not counted.
-        tokens: sequence length of such a forward, 128 unless the models have fewer positions.
+        tokens: sequence length of such a forward, 128 unless the models have fewer positions; 1 for an image.
+        modality: what it reads: text, sounds before the tokens, or images.
     """
 
     source: str
@@ -57,10 +59,11 @@ class ModelRecord:
     latency_ms: float | None = None
     flops: int | None = None
     tokens: int = 128
+    modality: Modality = "text"
 
     @property
     def flops_per_token(self) -> float | None:
-        """Floating-point operations of a forward for each token; None if not counted."""
+        """Floating-point operations of a forward for each token, or for an image; None if not counted."""
         return None if self.flops is None else self.flops / self.tokens
 
     @property

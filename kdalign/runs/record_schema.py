@@ -73,6 +73,7 @@ class _Model(_Shape):
     latency_ms: Amount | None = None
     flops: Count | None = None
     tokens: Positive = 128
+    modality: Literal["text", "audio", "image"] = "text"
 
 
 class _Texts(_Shape):
@@ -260,6 +261,7 @@ class _Result(_Shape):
     examples: Text = ""
     language: Text = ""
     writing: Text = ""
+    real_time_factor: Amount | None = None
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:

@@ -1,5 +1,6 @@
 """Python snippets for a model card that load and use the student, runnable as they are."""
 
+from kdalign.data.media.rows import MediaKind
 from kdalign.models.heads import HeadKind
 
 _START = """\
@@ -53,6 +54,15 @@ written = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 """
 
+_CTC = """\
+extractor = AutoFeatureExtractor.from_pretrained(name)
+samples = [0.0] * extractor.sampling_rate  # a second of silence: one channel, between -1 and 1
+inputs = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+with torch.no_grad():
+    labels = model(**inputs).logits.argmax(-1)
+print(tokenizer.batch_decode(labels))
+"""
+
 _EMBEDDING = """\
 texts = ["A text.", "Another text."]
 inputs = tokenizer(texts, padding=True, truncation=True, max_length={length}, return_tensors="pt")
@@ -63,17 +73,95 @@ embeddings = (features * real).sum(1) / real.sum(1)
 print(torch.nn.functional.cosine_similarity(embeddings[0], embeddings[1], dim=0).item())
 """
 
+_DUAL = """\
+import torch
+from PIL import Image
+from transformers import {auto}, AutoImageProcessor, AutoTokenizer
+
+name = "."  # the folder that holds this card; on the hub, the model's name
+tokenizer = AutoTokenizer.from_pretrained(name)
+processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+model = {auto}.from_pretrained(name).eval()
+
+texts = ["A text.", "Another text."]
+image = Image.new("RGB", (64, 64))  # in its place, Image.open("FILE").convert("RGB")
+inputs = tokenizer(texts, padding=True, return_tensors="pt") | processor(image, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits_per_image.softmax(-1))
+"""
+
+_IMAGE = """\
+import torch
+from PIL import Image
+from transformers import {auto}, AutoImageProcessor
+
+name = "."  # the folder that holds this card; on the hub, the model's name
+processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+model = {auto}.from_pretrained(name).eval()
+
+image = Image.new("RGB", (64, 64))  # in its place, Image.open("FILE").convert("RGB")
+inputs = processor(image, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(model.config.id2label[logits.argmax(-1).item()])
+"""
+
+_GREY_IMAGE = _IMAGE.replace("import torch\n", "import numpy as np\nimport torch\n").replace(
+    """image = Image.new("RGB", (64, 64))  # in its place, Image.open("FILE").convert("RGB")
+inputs = processor(image, return_tensors="pt")
+""",
+    """image = Image.new("L", (64, 64))  # in its place, Image.open("FILE").convert("L")
+pixels = np.asarray(image)[:, :, None]  # one channel
+inputs = processor(pixels, input_data_format="channels_last", return_tensors="pt")
+""",
+)
+
+_SPEECH = """\
+import numpy as np
+import torch
+from transformers import {auto}, AutoFeatureExtractor, AutoTokenizer
+
+name = "."  # the folder that holds this card; on the hub, the model's name
+extractor = AutoFeatureExtractor.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = {auto}.from_pretrained(name).eval()
+
+rate = extractor.sampling_rate
+sound = np.zeros(rate, dtype=np.float32)  # a second of silence; in its place, samples at this rate, such as soundfile's
+inputs = extractor(sound, sampling_rate=rate, return_tensors="pt")
+with torch.no_grad():
+    written = model.generate(**inputs, do_sample=False)
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+"""
+
 _CODE = {
     HeadKind.CLASSIFIER: _CLASSIFIER,
     HeadKind.MASKED: _MASKED,
     HeadKind.CAUSAL: _CAUSAL,
     HeadKind.SEQ2SEQ: _SEQ2SEQ,
+    HeadKind.CTC: _CTC,
     HeadKind.NONE: _EMBEDDING,
 }
 
 
+def media_example(modality: MediaKind, head: HeadKind, auto: str, channels: int = 3) -> str:
+    """Write code that loads a student of sounds or images and runs it once.
+
+    Args:
+        modality: what it reads.
+        head: the student's head.
+        auto: the class of Transformers that loads it.
+        channels: channels of the images.
+    """
+    of_images = _DUAL if head is HeadKind.DUAL else _GREY_IMAGE if channels == 1 else _IMAGE
+    if head is HeadKind.CTC:
+        return example(head, auto, 0, pair=False, permutation=False)
+    code = _SPEECH if modality == "audio" else of_images
+    return code.format(auto=auto)
+
+
 def example(head: HeadKind, auto: str, length: int, *, pair: bool, permutation: bool) -> str:
-    """Write code that loads a student and runs it once.
+    """Write code that loads a student of text and runs it once.
 
     Args:
         head: the student's head.
@@ -84,4 +172,5 @@ def example(head: HeadKind, auto: str, length: int, *, pair: bool, permutation: 
     """
     texts = '"A text.", "Another text."' if pair else '"A text."'
     code = _PERMUTATION if permutation else _CODE[head].format(texts=texts, length=length)
-    return f"{_START.format(auto=auto)}\n{code}"
+    start = _START.replace("{auto}, ", "AutoFeatureExtractor, {auto}, ") if head is HeadKind.CTC else _START
+    return f"{start.format(auto=auto)}\n{code}"

@@ -333,12 +333,12 @@ def test_where_a_model_looks_is_what_it_computes_when_asked_for_its_attention(ru
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from kdalign.distillation.inspection import attention_on_text, load_pair
+    from kdalign.distillation.inspection import attention_on, find_example, load_pair
     from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
     pair = load_pair(run, "cpu")
-    found = attention_on_text(pair, ["a very good film"])
+    found = attention_on(pair, find_example(pair, ["a very good film"], None))
     assert [each[:2] for each in found.maps] == [("0", "1"), ("1", "3")]
     assert found.student_tokens == found.teacher_tokens == ("[CLS]", "a", "very", "good", "film", "[SEP]")
     plain = AutoModelForSequenceClassification.from_pretrained(run.folder.student, attn_implementation="eager").eval()

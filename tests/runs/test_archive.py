@@ -11,8 +11,19 @@ import pytest
 
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
+from kdalign.metrics.retrieval import pack_ranks
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
-from kdalign.runs.archive import _LARGEST, _seal_of, archive_run, read_all_archived, read_archived
+from kdalign.runs.archive import (
+    _LARGEST,
+    ROUNDING,
+    _packed,
+    _seal_of,
+    _shortened,
+    _unpacked,
+    archive_run,
+    read_all_archived,
+    read_archived,
+)
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions, write_predictions, write_token_predictions
 from kdalign.runs.record import read_record
@@ -82,6 +93,14 @@ def test_what_is_kept_is_read_again(kept):
     trial, folder, tree = kept
     put(trial, folder, tree)
     assert read_archived(trial, folder).answers["validation"]["prediction"].tolist() == [0, 1] * 5
+
+
+def test_packed_ranks_are_kept_whole_and_scores_to_four_digits(tmp_path):
+    ranks = pack_ranks(np.array([0, 3, 999]), np.array([7, 0, 998]))
+    for given, precision in ((ranks, 0), (ranks + 0.5, ROUNDING), (np.array([0.123456, -3.0, np.nan]), ROUNDING)):
+        read = _unpacked(_packed("prediction", given, tmp_path), tmp_path)
+        np.testing.assert_allclose(read, given, rtol=precision)
+    assert _shortened(np.arange(2**14 + 1.0)).tolist() == list(range(2**14 + 1))
 
 
 COLUMN = base64.b64encode(b"\0" * 16).decode()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kdalign.errors import printable, printable_names
 from kdalign.metrics.arrays import Array
 from kdalign.report.plots.figure import WIDTH, NamedFigure, plot_style, save
+from kdalign.report.profile import flops_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
     figure = Figure(figsize=(4 + 1.2 * len(profiles) * (1 + len(lengths)), 4.5), layout="constrained")
     panels = figure.subplots(1, 1 + len(lengths), squeeze=False)[0]
     names = printable_names([Path(profile.name).name for profile in profiles])
-    titles = ["parameters (M)", *(f"MFLOP per token, {length} tokens" for length in lengths)]
+    titles = ["parameters (M)", *(flops_title(profiles[0], length) for length in lengths)]
     for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         for bar, profile in enumerate(profiles):
             bottom = 0.0
@@ -80,7 +81,9 @@ def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
     save(figure, file)
 
 
-_COLOURS = {"embeddings": "tab:gray", "encoder": "tab:blue", "decoder": "tab:orange", "rest": "tab:green"}
+_COLOURS = {"embeddings": "tab:gray", "encoder": "tab:blue", "decoder": "tab:orange", "vision": "tab:blue"} | {
+    "rest": "tab:green"
+}
 _WORDS = {"embeddings": "embeddings", "rest": "head and the rest"}
 
 
