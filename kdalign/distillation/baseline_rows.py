@@ -19,7 +19,6 @@ from kdalign.environment import cache_folder
 from kdalign.errors import NotFinite, UsageError, unknown
 from kdalign.files import read_json, write_json
 from kdalign.models import checkpoint_files
-from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import NullObserver, Observer
 from kdalign.recipe import Recipe
 from kdalign.runs.discovery import BaselineRow, RunGroup, discover
@@ -198,6 +197,7 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
         raise UsageError("the run has no teacher")
     from kdalign.evaluation.adapters import adapter_for
     from kdalign.models.architecture import layout_of
+    from kdalign.models.media_reader import load_reader
     from kdalign.models.profiling import latencies_ms
     from kdalign.models.quantization import (
         count_quantized_parameters,
@@ -220,7 +220,7 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     observer = watcher()
     observer.announce(f"scoring {checkpoint.name} in int8 on {record.task}, {split}, cached for the next table")
     small = quantize_dynamic(model)
-    encoded = adapter.tokenize(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
+    encoded = adapter.tokenize(reported, load_reader(checkpoint), scored=True)
     answers = adapter.predict(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
     if record.first_scores.agreement is not None:
@@ -251,13 +251,14 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
     if record.teacher.head == "its own":
         return adapter.load_model(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
+    from kdalign.models.media_reader import load_reader
     from kdalign.training.finetuning import FinetuneJob
 
     assert isinstance(adapter.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(adapter, recipe)
     _check_same("train", train, _train_fingerprint(record))
-    encoded = adapter.tokenize(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
+    encoded = adapter.tokenize(train, load_reader(checkpoint), scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
     ranks = int(record.training.get("ranks", 1))

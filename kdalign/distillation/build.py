@@ -20,6 +20,7 @@ from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
 from kdalign.data.corruption import with_corruption
 from kdalign.data.epochs import sample_batches
+from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation.checks import shards
 from kdalign.distillation.load import LoadedModels, preview
 from kdalign.distillation.streamed import StreamedTexts
@@ -46,6 +47,7 @@ from kdalign.ranks import on_first_rank
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 from kdalign.teachers.base import Teacher
+from kdalign.teachers.cached import CachedTeacher
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.served import ServedTeacher
 from kdalign.training.learner import Learner
@@ -102,14 +104,21 @@ def build_task(
         learner=learner,
         teacher=teacher,
         stages=stages,
-        encoded=corrupted(texts.train) if stream is None else stream.first.encoded,
+        encoded=_without_teacher(corrupted(texts.train), teacher) if stream is None else stream.first.encoded,
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
-        check_start=StartCheck(loaded, observer) if loaded.teacher is not None else None,
+        check_start=StartCheck(loaded, observer) if loaded.watched_answers is not None else None,
         remapping=_remapping(loaded, plan, objective_of),
         on_policy=_on_policy(opened, model, teacher, observer),
         stream=stream,
     )
+
+
+def _without_teacher(encoded: TokenizedSplit, teacher: Teacher | None) -> TokenizedSplit:
+    """Rows whose sounds or images nobody prepares for a teacher that reads its outputs from a cache."""
+    if encoded.media is None or not isinstance(teacher, CachedTeacher):
+        return encoded
+    return replace(encoded, media=replace(encoded.media, teacher=None))
 
 
 def _on_policy(

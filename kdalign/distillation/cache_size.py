@@ -39,7 +39,8 @@ class RowsRead:
     def of(cls, encoded: TokenizedSplit) -> "RowsRead":
         """Count the tokens of all rows of a split."""
         columns, reads = encoded.token_rows, f"{TEACHER}input_ids"
-        lengths = columns.get(reads, columns["input_ids"]).lengths.astype(np.int64)  # products of them are large
+        own = columns.get(reads, columns.get("input_ids"))  # none of sounds and images
+        lengths = (encoded.lengths if own is None else own.lengths).astype(np.int64)  # products of them are large
         decoded = int(columns["decoder_input_ids"].lengths.sum()) if "decoder_input_ids" in columns else 0
         asked = columns.get(reads, columns.get("targets"))
         return cls(lengths, decoded, 0 if asked is None else int(np.count_nonzero(asked.values != IGNORED)))

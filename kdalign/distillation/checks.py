@@ -8,18 +8,27 @@ from transformers import PretrainedConfig
 
 from kdalign.data.chat_templates import check_template
 from kdalign.data.dual_tokenization import check_spans
+from kdalign.data.media.readers import AudioReader
+from kdalign.data.media.waves import WaveReader
 from kdalign.data.tasks import ClassificationTask, LanguageTask
 from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of
+from kdalign.models.capture import Signal
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.heads import HeadKind
+from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.sharding import check_sharding
-from kdalign.models.student_source import CheckpointStudent, ScratchStudent, StudentSource
+from kdalign.models.student_source import (
+    CheckpointStudent,
+    ScratchStudent,
+    StudentSource,
+    teaches_features_alone,
+)
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.losses import LEAST_GROUP
+from kdalign.objective.objective import Objective
 from kdalign.recipe import AugmentSettings, Recipe
 from kdalign.training.optimizer import check_optimizer
 
@@ -93,6 +102,7 @@ def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None)
         check_sharding()
     if not isinstance(adapter.task, ClassificationTask):
         _check_settings_of_labels(recipe, adapter)
+    _check_augmentation(recipe.data.augment, bool(recipe.objective.built.masked_lm), adapter)
     trained = (recipe.tokenizer or "").startswith("train:")
     if isinstance(adapter.task, LanguageTask) and adapter.task.kind == "chat" and trained:
         raise UsageError(
@@ -101,6 +111,21 @@ def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None)
         )
     if adapter.head is HeadKind.NONE:
         _check_embedding_task(recipe, name, teacher)
+
+
+_NOUNS = {"text": "texts", "audio": "sounds", "image": "images"}
+
+
+def _check_augmentation(augment: AugmentSettings, masked_lm: bool, adapter: TaskAdapter) -> None:
+    """Refuse changes of texts where images are read, and of images where texts are."""
+    modality = adapter.task.modality
+    if masked_lm and modality != "text":
+        raise UsageError(f"objective.masked_lm masks words, and task {adapter.task.name!r} reads {_NOUNS[modality]}")
+    if augment.by != "none" and (augment.by == "crop") != (modality == "image"):
+        accepted = {"image": "crop", "text": "masked-lm, spans, cutoff"}.get(modality, "none")
+        raise UsageError(
+            f"data.augment.by={augment.by} does not change what task {adapter.task.name!r} reads (accepted: {accepted})"
+        )
 
 
 def _check_settings_of_labels(recipe: Recipe, adapter: TaskAdapter) -> None:
@@ -152,12 +177,60 @@ def check_models(recipe: Recipe, adapter: TaskAdapter, student: StudentSource, t
         )
 
 
+def features_alone(adapter: TaskAdapter, teacher: Checkpoint) -> bool:
+    """Return whether a teacher of another family than its student's teaches features of sounds alone."""
+    return adapter.head is HeadKind.CTC and teaches_features_alone(teacher.config, "ctc")
+
+
+def check_features_alone(adapter: TaskAdapter, teachers: Sequence[Checkpoint], objective: Objective) -> None:
+    """Refuse terms that compare more than features with a teacher of another family.
+
+    Raises:
+        UsageError: the teacher, and the weights to set.
+    """
+    for teacher in teachers:
+        if not features_alone(adapter, teacher):
+            continue
+        family = layout_of(teacher.config).family
+        if objective.compares_answers:
+            raise UsageError(
+                f"teacher {teacher.name!r} is a {family} model, whose answers are not labels of frames: it teaches a "
+                f"ctc student features alone: give --alpha 0, and no term of answers"
+            )
+        if objective.needs & {Signal.ATTENTION, Signal.TEACHER_ATTENTION, Signal.RELATIONS}:
+            raise UsageError(
+                f"teacher {teacher.name!r} is a {family} model, which attends to other positions than a ctc student: "
+                f"give --delta 0 and objective.relations=0"
+            )
+
+
+def check_frames(tokenizers: TokenizerPair) -> None:
+    """Refuse two models of sounds whose positions are not the same parts of a sound.
+
+    Raises:
+        UsageError: samples of a position, and the rates.
+    """
+    ours, theirs = tokenizers.media, tokenizers.teacher_media
+    if not isinstance(ours, WaveReader) or not isinstance(theirs, AudioReader):
+        return
+    (our_step, their_step), (our_rate, their_rate) = (ours.stride, theirs.stride), (ours.rate, theirs.rate)
+    same = our_step * their_rate == their_step * our_rate
+    if not same or (isinstance(theirs, WaveReader) and ours.convolutions != theirs.convolutions):
+        raise UsageError(
+            f"the student's frames have {our_step} samples at {our_rate:,} Hz, the teacher's {their_step} at "
+            f"{their_rate:,} Hz, by other convolutions: they cannot be compared one by one"
+        )
+
+
 def needs_finetuning(adapter: TaskAdapter, teacher: Checkpoint) -> bool:
     """Return whether a teacher must be fine-tuned first, as it has no head for the task."""
     return adapter.head is HeadKind.CLASSIFIER and not teacher.has_classifier
 
 
 def _check_teacher(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint) -> None:
+    if features_alone(adapter, teacher):
+        loading.check_weights(teacher, head_of(teacher.config))
+        return
     adapter.check(teacher)
     checkpoint_files.check_length(teacher, recipe.data.max_length)
     loading.check_weights(teacher, adapter.head, fresh_head=needs_finetuning(adapter, teacher))
@@ -175,13 +248,14 @@ def _check_own_weights(recipe: Recipe, adapter: TaskAdapter, student: Checkpoint
 
 
 def _check_from_scratch(recipe: Recipe, adapter: TaskAdapter, student: ScratchStudent) -> None:
-    if adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
+    if adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE) and adapter.task.modality == "text":
         raise UsageError(
             f"task {adapter.task.name!r} cannot be learned from scratch: give --student a checkpoint, or layers=N of a "
             "teacher; a task such as lm takes new:TYPE"
         )
     teacher = student.teacher
-    if teacher is not None and student.family != layout_of(teacher.config).family:
+    answers = teacher is not None and not features_alone(adapter, teacher)
+    if teacher is not None and answers and student.family != layout_of(teacher.config).family:
         theirs = layout_of(teacher.config).family
         raise UsageError(
             f"--student {student.name!r} is a {student.family} model, teacher {teacher.name!r} a {theirs} one"
@@ -242,7 +316,7 @@ def _check_decoder_starts(adapter: TaskAdapter, student: StudentSource) -> None:
 
 def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair, differ: bool) -> None:
     """Refuse changes to tokens that these tokenizers do not allow."""
-    if not augment.corrupts:
+    if not augment.corrupts or augment.by == "crop":
         return
     setting = f"data.augment.by={augment.by}"
     if differ:
@@ -268,6 +342,10 @@ def check_on_policy(
     settings = recipe.on_policy
     if not settings.share:
         return
+    if adapter.task.modality != "text":
+        raise UsageError(
+            f"--on-policy is for tasks of text, and task {adapter.task.name!r} reads {_NOUNS[adapter.task.modality]}"
+        )
     if adapter.head not in (HeadKind.CAUSAL, HeadKind.SEQ2SEQ):
         family = layout_of(configs[0]).family
         raise UsageError(

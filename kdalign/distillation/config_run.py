@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kdalign.data.tasks import AnyTask, ClassificationTask, Examples, task_of
 from kdalign.data.tasks.language import language_task
-from kdalign.data.tokenizer_training import requested_vocabulary_size
-from kdalign.distillation.checks import check_task
-from kdalign.distillation.prepare import PreparedRun, find_plan, find_task_adapter
+from kdalign.data.tokenizer_training import CHARACTERS, MOST_CHARACTERS, requested_vocabulary_size
+from kdalign.distillation.checks import check_task, features_alone
+from kdalign.distillation.prepare import PreparedRun, find_grid, find_plan, find_task_adapter
 from kdalign.distillation.several_teachers import find_readers
 from kdalign.distillation.splits import MONITORED, MONITORED_CHARACTERS, RunSplits, load_splits
 from kdalign.errors import UsageError
@@ -67,7 +67,8 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
     adapter = find_task_adapter(recipe, task, student)
     check_task(recipe, adapter, student.teacher)
     for checkpoint in (*teachers, *([student.checkpoint] if student.checkpoint is not None else [])):
-        adapter.check(checkpoint)
+        if not features_alone(adapter, checkpoint):
+            adapter.check(checkpoint)
         check_length(checkpoint, recipe.data.max_length)
     pair, no_tokenizer = _find_tokenizers(recipe, student)
     readers = () if no_tokenizer else find_readers(teachers, pair, adapter.predicts_tokens)
@@ -75,7 +76,7 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
     splits, no_texts = (_stand_in_splits(recipe, adapter), why) if why else _find_splits(recipe, adapter)
     plan = find_plan(recipe, teachers, student, describe(student.config(pair))) if teachers else None
     for _, stage in recipe.objective.stages:
-        check_terms(recipe, build_objective(task, stage, plan), plan)
+        check_terms(recipe, build_objective(adapter.task, stage, plan), plan)
     run = PreparedRun(
         recipe=recipe,
         adapter=adapter,
@@ -87,6 +88,7 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
         augmenting=None,
         teachers=teachers,
         readers=readers,
+        grid=find_grid(student.config(pair), teachers, pair),
     )
     said = f"every row is taken to have {recipe.data.max_length} tokens: {no_texts}"
     return ConfiguredRun(run, tuple([said, *_vocabularies(pair)] if no_texts else ()), not no_texts)
@@ -126,6 +128,8 @@ def _own_entries(recipe: Recipe, student: StudentSource) -> int | None:
         return vocabulary_size(student.checkpoint.config)
     if recipe.tokenizer is None:
         return None
+    if recipe.tokenizer == CHARACTERS and student.family == "ctc":
+        return MOST_CHARACTERS
     return requested_vocabulary_size(recipe.tokenizer) or len(load_tokenizer_named(recipe.tokenizer, student.family))
 
 

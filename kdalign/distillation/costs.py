@@ -13,7 +13,9 @@ from kdalign.distillation.teacher_cache import config_fingerprint
 from kdalign.environment import busy_seconds, machine
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import max_positions
-from kdalign.models.profiling import flops_of, latencies_ms
+from kdalign.models.flop_count import flops_of
+from kdalign.models.layouts import modality_of
+from kdalign.models.profiling import latencies_ms
 from kdalign.result_cache import find_result
 
 LATENCY_TOKENS = 128
@@ -26,7 +28,7 @@ class ForwardCosts:
     """Costs of a forward of each model, batch 1, float32: the teachers' first, then the student's.
 
     Attributes:
-        tokens: tokens of the text.
+        tokens: tokens of the text; 1 for an image.
         latencies: medians in milliseconds; None if they were not measured.
         flops: floating-point operations, 2 a multiply-add; None if they were not counted.
         known: true if another run measured them, on this machine.
@@ -48,6 +50,8 @@ def measure_costs(models: Sequence[PreTrainedModel], *, wanted: bool = True) -> 
         wanted: False to measure nothing.
     """
     tokens = min(LATENCY_TOKENS, *(max_positions(model.config) for model in models))
+    if modality_of(models[0].config.model_type) == "image":
+        tokens = 1
     if not wanted:
         return ForwardCosts(tokens, [None] * len(models), [None] * len(models))
 

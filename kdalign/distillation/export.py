@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
@@ -17,14 +16,13 @@ from transformers import GenerationConfig, PreTrainedModel
 from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.projections import Projections
 from kdalign.data.epochs import sample_batches
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import ClassificationTask
-from kdalign.data.tasks.segments import first_place
 from kdalign.data.tokenization import fingerprint, with_token_types
-from kdalign.distillation.checks import join_by_name
 from kdalign.distillation.load import LoadedModels
-from kdalign.distillation.prepare import PreparedRun, resume_command, teacher_role
-from kdalign.distillation.tokenize import TokenizedRun
-from kdalign.environment import environment, peak_memory
+from kdalign.distillation.prepare import PreparedRun, resume_command
+from kdalign.distillation.run_facts import data_facts, describe_stream, memory_facts, training_facts
+from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.samples import complete
@@ -33,6 +31,7 @@ from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.layouts import modality_of
 from kdalign.models.sentence_transformers import sentence_modules
 from kdalign.models.sharding import is_sharded, load_on_first_rank, make_whole, shard_from_first_rank
 from kdalign.observer import Observer
@@ -45,12 +44,9 @@ from kdalign.teachers.cached import CachedTeacher
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
-from kdalign.training.row_order import rows_read
 from kdalign.training.task_trainer import TrainTask
 from kdalign.version import __version__
 
-_MACHINE = ("memory", "disk", "cache folder")
-"""Checks of the machine, which are recorded only if the run was allowed to fail them."""
 Export = Callable[[PreTrainedModel, Path], None]
 """Writes a trained model's weights and configuration into a folder."""
 
@@ -104,11 +100,11 @@ def export_student(
     watch.begin("writing samples")
     samples = _samples(loaded, exported)
     if accelerator.is_main_process:
-        training = _training_facts(progress, run, accelerator)
+        training = training_facts(progress, run, accelerator)
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
         training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
         record = build_record(loaded, checkpoint, exported, scores, training)
-        memory = _memory_facts(run, device)
+        memory = memory_facts(run, device)
         record = replace(record, environment=environment(device), samples=samples, memory=memory)
         record = replace(record, seconds=watch.total, phases=watch.phases)
         try:
@@ -117,7 +113,7 @@ def export_student(
             observer.announce(f"no model card was written: {error}; `kdalign card {folder.path}` tries again")
         folder.write_record(record)
         if "stream" in training:
-            observer.announce(_describe_stream(training["stream"]))
+            observer.announce(describe_stream(training["stream"]))
         observer.announce(f"time: {watch}")
         if "peak" in memory:
             said = f" (predicted {size_text(memory['predicted'])})" if "predicted" in memory else ""
@@ -153,7 +149,7 @@ def _write_student(loaded: LoadedModels, learner: Learner, export: Export) -> Ch
         classes = adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
         if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
             with_token_types(opened.tokenizer)
-        opened.tokenizer.save_pretrained(folder.student)
+        InputReader(opened.tokenizer, model.config, opened.run.tokenizers.media).save(folder.student)
     _export_projections(learner.projections, folder)
     return checkpoint_files.find_checkpoint(str(folder.student))
 
@@ -189,7 +185,7 @@ def build_record(
         student=_model_record(loaded, checkpoint, exported, "trained", loaded.source, -1),
         teacher=joint_record(teachers) if teachers else None,
         teachers=teachers if len(teachers) > 1 else [],
-        data=_data_facts(opened.run, opened.texts, training.get("stream", {}))
+        data=data_facts(opened.run, opened.texts, training.get("stream", {}))
         | {"tokenizer": fingerprint(opened.tokenizer)},
         scores=dict(scores),
         training=dict(training),
@@ -213,6 +209,7 @@ def joint_record(teachers: Sequence[ModelRecord]) -> ModelRecord:
         latency_ms=sum(latencies) if len(latencies) == len(teachers) else None,
         flops=sum(flops) if len(flops) == len(teachers) else None,
         tokens=teachers[0].tokens,
+        modality=teachers[0].modality,
     )
 
 
@@ -365,84 +362,5 @@ def _model_record(
         latency_ms=loaded.costs.latencies[index],
         flops=loaded.costs.flops[index],
         tokens=loaded.costs.tokens,
+        modality=modality_of(model.config.model_type),
     )
-
-
-def _data_facts(run: PreparedRun, texts: TokenizedRun, stream: Mapping[str, int]) -> dict[str, object]:
-    train = {
-        "n": len(run.splits.train),
-        "tokens": int(texts.labelled.lengths.sum()),
-        "truncated": texts.labelled.truncated,
-        "fingerprint": run.splits.train.fingerprint(),
-    }
-    if stream:  # the beginning alone is known before
-        train |= {"n": stream["examples"], "tokens": stream["tokens"], "truncated": stream["truncated"]}
-        train["fingerprint"] = f"stream that begins with {train['fingerprint']}"
-    facts: dict[str, object] = {
-        "source": str(run.task.source),
-        "train": train,
-        "watched": {"n": len(run.splits.watched), "from": run.watched_word},
-        "reported": {
-            split: {
-                "n": len(run.splits.reported[split]),
-                "truncated": e.truncated,
-                "fingerprint": run.splits.reported[split].fingerprint(),
-            }
-            for split, e in texts.reported.items()
-        },
-    }
-    if run.splits.unlabelled is not None and texts.unlabelled is not None:
-        facts["unlabelled"] = {
-            "source": run.splits.unlabelled.source,
-            "n": len(run.splits.unlabelled.examples),
-            "an_epoch": run.splits.unlabelled.an_epoch,
-            "tokens": int(texts.unlabelled.lengths.sum()),
-            "truncated": texts.unlabelled.truncated,
-            "fingerprint": run.splits.unlabelled.examples.fingerprint(),
-            "left_out": dict(run.splits.unlabelled.dropped),
-        }
-    if run.augmenting is not None:
-        copies = {"n": 0, "tokens": 0}
-        if texts.copies is not None:
-            copies = {"n": len(texts.copies), "tokens": int(texts.copies.lengths.sum())}
-        facts["augmented"] = {"model": run.augmenting.name, "revision": run.augmenting.hash, **copies}
-    findings = [finding for finding in run.findings if finding.allowed or finding.what not in _MACHINE]
-    facts["checks"] = join_by_name([*((finding.what, finding.said) for finding in findings), *run.folder.findings])
-    if any(texts.overlaps):
-        apart = {teacher_role(number): each.facts for number, each in enumerate(texts.overlaps) if each is not None}
-        facts["tokenizers_by_teacher"] = apart
-    return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
-
-
-def _describe_stream(stream: Mapping[str, Any]) -> str:
-    """Say how much of a stream was read, and what was cut, left out or blank in its first pass."""
-    passes = stream["passes"]
-    said = f"stream: {stream['read']:,} rows were read, in {passes} pass{'es' * (passes > 1)}"
-    kinds = {"truncated": "examples were cut", "passed_over": "were left out", "blank": "have a blank text"}
-    return "; ".join([said, *(f"{stream[name]:,} {kind}" for name, kind in kinds.items() if stream[name])])
-
-
-def _memory_facts(run: PreparedRun, device: torch.device) -> dict[str, int]:
-    """The run's measured and predicted peak of memory, in bytes, as far as they are known."""
-    facts = {"peak": peak_memory(device), "predicted": run.memory.total if run.memory is not None else None}
-    return {name: size for name, size in facts.items() if size is not None}
-
-
-def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Accelerator) -> dict[str, Any]:
-    best = run.recipe.train.select == "best"
-    stream = rows_read(progress.stream)
-    if stream:
-        stream["checked"] = first_place(run.task, run.splits.train).rows
-    return {
-        "ranks": accelerator.num_processes,
-        "parallelism": progress.parallelism,
-        "steps": progress.step,
-        "exported_step": progress.best_step if best else progress.step,
-        "examples": progress.examples,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        **({"sampled_tokens": progress.sampled} if progress.sampled else {}),
-        **progress.speed,
-        **({"stream": stream} if stream else {}),
-        "terms": progress.parts,
-    }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from kdalign.data.media.rows import Modality
 from kdalign.devices import use_bf16
 from kdalign.distillation.config_run import ConfiguredRun, prepare_from_configs
 from kdalign.distillation.memory import (
@@ -18,6 +19,7 @@ from kdalign.distillation.memory import (
     micro_batch_rows,
     predict_memory,
     student_shape,
+    teacher_head,
     training_device,
     with_head,
 )
@@ -28,8 +30,8 @@ from kdalign.distillation.tokenize import tokenize_for_training
 from kdalign.errors import UsageError
 from kdalign.files import size_text
 from kdalign.models.architecture import count_parameters, describe, meta_model
+from kdalign.models.flop_count import count_flops, runnable
 from kdalign.models.hardware import GPUS, GPUS_A_MACHINE, NETWORK, Hardware, measure_hardware
-from kdalign.models.profiling import count_flops, runnable
 from kdalign.recipe import Recipe
 from kdalign.training.memory import MemoryPart, MemoryPrediction, gathered_bytes
 from kdalign.training.optimizer import MOMENT_BYTES
@@ -48,11 +50,12 @@ class Rows:
     """The rows of a run.
 
     Attributes:
-        tokens: mean tokens of a row.
+        tokens: mean tokens of a row, of speech those of its transcript; 1 for an image.
         micro_batch: rows of a rank's micro-batch.
         steps_of: micro-batches of a step, on each rank.
         batch: rows of a step, over all ranks.
         epoch: rows of an epoch; None if there are no texts.
+        modality: what a row holds.
     """
 
     tokens: float
@@ -60,6 +63,7 @@ class Rows:
     steps_of: int
     batch: float
     epoch: float | None
+    modality: Modality = "text"
 
 
 @dataclass(frozen=True)
@@ -218,16 +222,20 @@ def _forecast(configured: ConfiguredRun, placement: Placement, hardware: Hardwar
 def _rows(configured: ConfiguredRun, ranks: int) -> Rows:
     """Measure the rows of a run on a sample of them; without texts all have the full length."""
     run, recipe = configured.run, configured.run.recipe
-    train, tokens, epoch = recipe.train, float(recipe.data.max_length), None
+    modality, train, epoch = run.task.modality, recipe.train, None
+    tokens = positions = 1.0 if modality == "image" else float(recipe.data.max_length)
     if configured.has_texts:
         tokenizer, examples = run.tokenizers.student, run.splits.train
         assert tokenizer is not None, "texts are real only with a tokenizer"
         numbers = np.linspace(0, len(examples) - 1, min(_SAMPLED, len(examples))).round().astype(int)
         encoded = tokenize_for_training(run, examples.take(numbers.tolist()), tokenizer, run.student_config(tokenizer))
-        tokens, epoch = float(encoded.lengths.mean()), run.an_epoch * len(encoded) / len(numbers)
-    batch = float(train.batch_size) if train.batch_tokens is None else max(1.0, train.batch_tokens / tokens)
-    micro_batch, _ = micro_batch_rows(recipe, max(1, round(tokens)), round(batch), ranks)
-    return Rows(tokens, micro_batch, -(-round(batch) // (ranks * micro_batch)), batch, epoch)
+        tokens = positions = float(encoded.lengths.mean())
+        if modality == "audio":
+            tokens = float(encoded.token_rows["targets"].lengths.mean())
+        epoch = run.an_epoch * len(encoded) / len(numbers)
+    batch = float(train.batch_size) if train.batch_tokens is None else max(1.0, train.batch_tokens / positions)
+    micro_batch, _ = micro_batch_rows(recipe, max(1, round(positions)), round(batch), ranks)
+    return Rows(tokens, micro_batch, -(-round(batch) // (ranks * micro_batch)), batch, epoch, modality)
 
 
 def _steps(recipe: Recipe, rows: Rows) -> float | None:
@@ -253,7 +261,8 @@ def _computes(recipe: Recipe) -> bool:
 
 
 def _teacher_shape(run: PreparedRun, number: int, device: str) -> PreTrainedModel:
-    return meta_model(with_head(run, run.teachers[number].config), "eager", device, run.adapter.head)
+    config = run.teachers[number].config
+    return meta_model(with_head(run, config), "eager", device, teacher_head(run, config))
 
 
 def _student_flops(run: PreparedRun, length: int) -> float:

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign.alignment.calibration import SIMILARITY_TOKENS, measure_similarities
 from kdalign.alignment.plan import Plan, read_plan
 from kdalign.data.epochs import in_order, sample_batches
+from kdalign.data.input_reader import InputReader
+from kdalign.data.media.readers import AudioReader, ImageReader, MediaReader
+from kdalign.data.media.rows import NOUNS, MediaRows, Modality
 from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.data.tokenized_split import TokenizedSplit
@@ -21,9 +24,11 @@ from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import confidences
 from kdalign.models import checkpoint_files
-from kdalign.models.architecture import Layer, accepted_inputs, layout_of, split_stack
+from kdalign.models.architecture import Layer, layout_of, split_stack
 from kdalign.models.capture import CaptureSpec, capture, enable_capture, inference_mode
+from kdalign.models.grids import grid_of
 from kdalign.models.heads import HeadKind
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import AttentionLayout
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import NullObserver, Observer
@@ -75,13 +80,13 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Attention of both models on one text, and their predictions.
+    """Attention of both models on one example, and their predictions.
 
     Attributes:
-        texts: the text, or the two of a pair.
+        texts: the text, or the two of a pair; a sound or an image is named.
         maps: names of each pair of layers, and the attention of student and teacher, (heads, tokens, tokens).
-        student_tokens: decoded tokens.
-        teacher_tokens: decoded tokens.
+        student_tokens: decoded tokens, or places in the sound or image.
+        teacher_tokens: likewise.
         answers: the class that student and teacher predict, each with its probability; empty without classes.
     """
 
@@ -90,6 +95,7 @@ class AttentionView:
     student_tokens: tuple[str, ...]
     teacher_tokens: tuple[str, ...]
     answers: tuple[tuple[str, float], ...] = ()
+    modality: Modality = "text"
 
 
 def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None = None) -> LoadedPair:
@@ -154,32 +160,45 @@ def layer_similarity(pair: LoadedPair) -> LayerSimilarity:
     return LayerSimilarity(before, after, pairs, tokens)
 
 
-def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> tuple[str, ...]:
-    """The texts of the example on which the models disagree most; by default, of the first reported example."""
-    if differing is not None and differing.examples and differing.examples[0].texts:
-        return differing.examples[0].texts
+def find_example(pair: LoadedPair, texts: Sequence[str], differing: Disagreements | None) -> Examples:
+    """Return the example of the given texts, or the one on which the models disagree most; else the first reported.
+
+    Raises:
+        UsageError: the wrong number of texts, or texts for models of sounds or images.
+    """
+    task, wanted = pair.prepared.adapter.task, _texts_read(pair)
+    if texts and task.modality != "text":
+        raise UsageError(f"--text is for models of text; task {task.name!r} has {NOUNS[task.modality]}s")
+    if texts and len(texts) != wanted:
+        raise UsageError(f"task {task.name!r} takes {wanted} --text an example, given {len(texts)}")
+    farthest = differing.examples[0] if differing is not None and differing.examples else None
     first = next(iter(pair.prepared.splits.reported.values()))
-    return tuple(column[0] for column in first.texts[: _texts_read(pair)])
+    if task.modality != "text":  # its rows are those of the first split, of which differences are read
+        return first.take([0 if farthest is None else farthest.row])
+    if not texts and farthest is not None and farthest.texts:
+        texts = farthest.texts
+    return Examples("text", tuple((text,) for text in texts or [column[0] for column in first.texts[:wanted]]), None)
 
 
-def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None = None, most: int = 4) -> AttentionView:
-    """Run student and (first) teacher on one text, or a pair of texts; return the attention of a few pairs of layers.
+def attention_on(pair: LoadedPair, example: Examples, head: int | None = None, most: int = 4) -> AttentionView:
+    """Run student and (first) teacher on one example; return the attention of a few pairs of layers.
+
+    Stages of image models have no maps.
 
     Args:
         pair: the models.
-        texts: one text, or two for a task over pairs.
+        example: one row.
         head: number of the attention head to show; None for all.
         most: largest number of layer pairs, spread over the plan's.
 
     Raises:
-        UsageError: the wrong number of texts, an unknown head, or a family that does not return attention.
+        UsageError: an unknown head, or a family that does not return attention.
     """
     adapter, plan = pair.prepared.adapter, pair.plan
-    wanted = _texts_read(pair)
-    if len(texts) != wanted:
-        raise UsageError(f"task {adapter.task.name!r} takes {wanted} --text an example, given {len(texts)}")
-    for model in (pair.student, pair.teacher):
-        if layout_of(model.config).attention is AttentionLayout.CLOSED:
+    staged = [layout_of(model.config).staged for model in (pair.student, pair.teacher)]
+    for model, stages in zip((pair.student, pair.teacher), staged, strict=True):
+        closed = layout_of(model.config).attention is AttentionLayout.CLOSED
+        if closed and (head is not None or not stages):
             raise UsageError(f"attention of {model.config.model_type} is not available: the model does not return it")
     heads = min(stack.heads for both in plan.stacks for stack in both)
     if head is not None and head >= heads:
@@ -191,11 +210,14 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
         if not plan.student.reads_target(layer_map.student_stack) and not split_stack(layer_map.teacher_stack)[0]
     }
     numbers = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
-    chosen = [list(pairs.items())[number] for number in numbers]
-    ours = _read(adapter, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
-    theirs = _read(adapter, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
+    chosen = [] if any(staged) else [list(pairs.items())[number] for number in numbers]
+    readers = pair.prepared.tokenizers
+    our_reader = InputReader(pair.student_tokenizer, pair.student.config, readers.media)
+    their_reader = InputReader(pair.teacher_tokenizer, pair.teacher.config, readers.teacher_media)
+    ours = _read(adapter, pair.student, our_reader, example, [student for student, _ in chosen])
+    theirs = _read(adapter, pair.teacher, their_reader, example, [teacher for _, teacher in chosen])
     return AttentionView(
-        texts=tuple(texts),
+        texts=tuple(column.name(0) if isinstance(column, MediaRows) else column[0] for column in example.texts),
         maps=tuple(
             (str(student.number), str(teacher.number), ours.maps[student], theirs.maps[teacher])
             for student, teacher in chosen
@@ -203,6 +225,7 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
         student_tokens=ours.tokens,
         teacher_tokens=theirs.tokens,
         answers=tuple(answer for answer in (ours.answer, theirs.answer) if answer is not None),
+        modality=adapter.task.modality,
     )
 
 
@@ -225,12 +248,14 @@ class _Reading:
 def _read(
     adapter: TaskAdapter,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    reader: InputReader,
+    examples: Examples,
     layers: Sequence[Layer],
 ) -> _Reading:
-    examples = Examples("text", tuple((text,) for text in texts), None)
-    if adapter.head is HeadKind.SEQ2SEQ:
+    tokenizer = reader.tokenizer
+    if reader.media is not None:
+        encoded = adapter.tokenize(examples, reader, scored=True)
+    elif adapter.head is HeadKind.SEQ2SEQ:
         encoded = tokenize_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), adapter.max_length)
     else:
         encoded = tokenize_labelled(examples, tokenizer, adapter.max_length)
@@ -238,14 +263,28 @@ def _read(
     inputs = batch.to(model.device).inputs
     order = adapter.output_order(model)
     answers = isinstance(adapter.task, ClassificationTask) and not adapter.task.regression and order is not None
-    reader = model if answers else model.base_model  # logits over a vocabulary are not needed
+    asked = model if answers else model.base_model  # logits over a vocabulary are not needed
     with inference_mode(model), capture(enable_capture(model), CaptureSpec(attention=frozenset(layers))) as signals:
-        output = reader(**accepted_inputs(reader, inputs))
+        output = asked(**accepted_inputs(asked, inputs))
     answer = None
     if answers and order is not None and isinstance(adapter.task, ClassificationTask):
         logits = output.logits[:, list(order)].float().cpu().numpy()
         answer = adapter.task.labels[int(logits.argmax())], float(confidences(logits)[0])
+    maps = {layer: kept[0].float().cpu().numpy() for layer, kept in signals.attention.items()}
+    if reader.media is not None:
+        positions = next((kept.shape[-1] for kept in maps.values()), 0)
+        return _Reading(_places(reader.media, positions, layout_of(model.config).class_tokens), maps, answer)
     ids = inputs["input_ids"][0].tolist()
     words = tuple(tokenizer.decode([number]).strip() or str(tokenizer.convert_ids_to_tokens(number)) for number in ids)
-    maps = {layer: kept[0].float().cpu().numpy() for layer, kept in signals.attention.items()}
     return _Reading(words, maps, answer)
+
+
+def _places(media: MediaReader, positions: int, class_tokens: int) -> tuple[str, ...]:
+    """Name positions: of an image by row and column of its patches, of a sound by seconds."""
+    if isinstance(media, AudioReader):
+        return tuple(f"{number * media.stride / media.rate:.2f} s" for number in range(positions))
+    if not positions or not isinstance(media, ImageReader):
+        return ()
+    grid = grid_of(positions, class_tokens, media.size)
+    cells = [f"{row},{column}" for row in range(grid.rows) for column in range(grid.columns)]
+    return (*["class"] * class_tokens, *cells)

@@ -12,8 +12,9 @@ from kdalign.data.batches import teacher_inputs
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.distillation.checks import Finding, needs_finetuning, shards
+from kdalign.distillation.checks import Finding, features_alone, needs_finetuning, shards
 from kdalign.distillation.costs import ForwardCosts, measure_costs
+from kdalign.distillation.encode_once import encode_once
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, keep_samples, score_teachers
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
@@ -84,7 +85,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
     if run.augmenting is not None:
         texts = with_augmentation(run, opened.texts, tokenizer, accelerator, observer)
         opened = replace(opened, texts=texts)
-    texts, main = opened.texts, accelerator.is_main_process
+    main = accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
     if any(needs_finetuning(adapter, teacher) for teacher in run.teachers):
         watch.begin("fine-tuning the teacher")
@@ -94,8 +95,11 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         teachers, student_model = _load_in_shards(opened, accelerator, observer)
     else:
         teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
+    opened = _encode_shared(opened, teachers, accelerator, observer, watch)
+    texts = opened.texts
     watch.begin("scoring the teacher")
-    said = score_teachers(opened, teachers, accelerator.device) if teachers else TeacherAnswers()
+    answers = teachers and not any(features_alone(adapter, teacher) for teacher in run.teachers)
+    said = score_teachers(opened, teachers, accelerator.device) if answers else TeacherAnswers()
     for finding in said.findings:
         observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
     watch.begin("loading")
@@ -113,7 +117,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
     if teachers and main:
         observer.announce(_compared(models, costs))
     watch.begin("writing samples")
-    prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
+    prompts = adapter.sample_prompts(run.splits.watched, opened.reader, recipe.train.samples)
     teacher_samples = _sample_teacher(opened, teachers[0], prompts, observer) if len(teachers) == 1 else []
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
@@ -131,6 +135,20 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer, watch:
         findings=said.findings,
         watch=watch,
     )
+
+
+def _encode_shared(
+    opened: OpenedRun,
+    teachers: Sequence[LoadedTeacher],
+    accelerator: Accelerator,
+    observer: Observer,
+    watch: Stopwatch,
+) -> OpenedRun:
+    """Encode sounds once if the models share an encoder, which is whole on this rank."""
+    if not opened.run.shares_encoder or shards(opened.recipe):
+        return opened
+    watch.begin("encoding")
+    return encode_once(opened, teachers[0].model, accelerator, observer)
 
 
 def _load_in_shards(
@@ -171,7 +189,7 @@ def _prompts_of_teacher(
     run: PreparedRun, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
 ) -> Sequence[Prompt]:
     """Return the student's prompts as the teacher reads them: in its own template, or the same beginnings of texts."""
-    own = run.adapter.sample_prompts(run.splits.watched, tokenizer, len(prompts))
+    own = run.adapter.sample_prompts(run.splits.watched, run.reader_of(0), len(prompts))
     same = [prompt.text for prompt in own] == [prompt.text for prompt in prompts]
     return own if same else retokenize_prompts(prompts, tokenizer)
 
@@ -189,11 +207,11 @@ def _load_teacher(
     teacher = run.teachers[number]
     if needs_finetuning(run.adapter, teacher):
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
-        tokenizer = run.tokenizer_of(number)
-        encoded = run.adapter.tokenize(run.splits.train, tokenizer, teacher.config, scored=False)
+        reader = run.reader_of(number)
+        encoded = run.adapter.tokenize(run.splits.train, reader, scored=False)
         ranks, device = accelerator.num_processes, accelerator.device.type
         job = FinetuneJob(teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
-        model, head = job.run(tokenizer, accelerator, observer)
+        model, head = job.run(reader, accelerator, observer)
         return LoadedTeacher(model, head, checkpoint_files.find_checkpoint(str(job.path)).hash)
     return LoadedTeacher(run.adapter.load_model(teacher, fresh_head=False, seed=0), "its own", teacher.hash)
 
@@ -219,7 +237,7 @@ def load_student(
 
     texts = teacher_inputs(sample_batches(encoded, seed, CALIBRATION_TOKENS))
     tokenizers = run.tokenizers.with_student(tokenizer)
-    return run.student.build(StudentInputs(load_with_head, tokenizers, texts, seed, teacher))
+    return run.student.build(StudentInputs(load_with_head, tokenizers, texts, seed, teacher, adapter.with_head))
 
 
 def _student_origin(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> str:

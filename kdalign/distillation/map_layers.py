@@ -1,7 +1,7 @@
 """Plan which teacher layer would teach which student layer, by shape or by similarity on texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -13,15 +13,19 @@ from kdalign.alignment.propose import propose
 from kdalign.data.batches import teacher_inputs
 from kdalign.data.dual_tokenization import tokenize_labelled_dual, tokenize_labelled_several
 from kdalign.data.epochs import sample_batches
-from kdalign.data.tasks import ClassificationTask, find_task, load_examples, load_texts
+from kdalign.data.input_reader import InputReader
+from kdalign.data.tasks import AnyTask, ClassificationTask, find_task, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.data.tokenized_split import TokenizedSplit
+from kdalign.distillation.prepare import find_grid
 from kdalign.distillation.several_teachers import find_readers
 from kdalign.errors import UsageError
+from kdalign.evaluation.adapters import adapter_for
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, join_teachers, layout_of, vocabulary_size
-from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.media_reader import check_modality
+from kdalign.models.read_check import check_read
 from kdalign.models.student_source import StudentInputs, StudentOptions, StudentSource, find_student
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.observer import NullObserver, Observer
@@ -94,16 +98,23 @@ def plan_layers(
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, *positions.values())
     for name, longest in positions.items():
         checkpoint_files.check_positions(name, longest, max_length)
-    readers = find_readers(teachers, tokenizers, layout_of(theirs.config).family != "masked")
-    encoded, source = _read(reading, tokenizers, readers, theirs.config, max_length)
+    task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
+    for checkpoint in filter(None, (*teachers, student.checkpoint)):
+        check_modality(checkpoint.name, checkpoint.config.model_type, task)
+    readers = find_readers(teachers, tokenizers, layout_of(theirs.config).family not in ("masked", "vision"))
+    ours = student.config(tokenizers)
+    encoded = _read(reading, task, tokenizers, readers, ours, theirs.config, max_length)
+    if encoded.media is not None:
+        grid = find_grid(ours, teachers, tokenizers)
+        encoded = replace(encoded, media=encoded.media.for_both(tokenizers.reads_apart, grid))
     big, *more = (check_read(loading.load_any(each)) for each in teachers)
     texts = teacher_inputs(sample_batches(encoded, 0, CALIBRATION_TOKENS))
-    small = student.build(StudentInputs(loading.load_any, tokenizers, texts, 0, big))
+    small = student.build(StudentInputs(loading.load_any, tokenizers, texts, 0, big, lambda config: config))
     if student.checkpoint is not None:
         check_read(small)
     if student.untrained:
         observer.announce(UNTRAINED)
-    return measure_layer_map(plan, [big, *more], small, encoded, tokenizers.special_ids, source, 0)
+    return measure_layer_map(plan, [big, *more], small, encoded, tokenizers.special_ids, task.name, 0)
 
 
 def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: str) -> Plan:
@@ -119,28 +130,34 @@ def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: s
 
 def _read(
     reading: CalibrationTexts,
+    task: AnyTask,
     tokenizers: TokenizerPair,
     readers: Sequence[PreTrainedTokenizerBase | None],
+    ours: PretrainedConfig,
     config: PretrainedConfig,
     max_length: int,
-) -> tuple[TokenizedSplit, str]:
-    task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
+) -> TokenizedSplit:
+    """Read some rows of train as the student, with the first configuration, and the teacher read them."""
     examples = load_examples(task, task.train) if isinstance(task, ClassificationTask) else load_texts(task, task.train)
     if reading.examples < len(examples):
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
     family = layout_of(config).family
+    if tokenizers.media is not None:
+        reader = InputReader(tokenizers.student, ours, tokenizers.media)
+        adapter = adapter_for(task, layout_of(ours).family, max_length, "the student")
+        return adapter.tokenize(examples, reader, scored=False)
     if readers:
-        return tokenize_labelled_several(examples, tokenizers.student, readers, max_length), task.name
+        return tokenize_labelled_several(examples, tokenizers.student, readers, max_length)
     if family != "seq2seq" and tokenizers.differ:
         both = tokenizers.student, tokenizers.teacher
-        return tokenize_labelled_dual(examples, both, max_length, family == "causal"), task.name
+        return tokenize_labelled_dual(examples, both, max_length, family == "causal")
     if family != "seq2seq":
-        return tokenize_labelled(examples, tokenizers.student, max_length), task.name
+        return tokenize_labelled(examples, tokenizers.student, max_length)
     if tokenizers.differ:
         raise UsageError("encoder-decoders with two tokenizers cannot be compared (accepted: the same one)")
     if len(examples.texts) != 2:
         raise UsageError(
             f"an encoder-decoder reads pairs: task {reading.task!r} has one text (accepted: translation:A-B)"
         )
-    return tokenize_pairs(examples, tokenizers.student, int(config.decoder_start_token_id), max_length), task.name
+    return tokenize_pairs(examples, tokenizers.student, int(config.decoder_start_token_id), max_length)

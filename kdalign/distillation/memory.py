@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import collate
 from kdalign.data.corruption import with_corruption
+from kdalign.data.media.rows import NOUNS
 from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.data.text_rows import longest_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
@@ -29,7 +30,9 @@ from kdalign.metrics.arrays import Array
 from kdalign.models import loading, lora, student
 from kdalign.models.architecture import count_parameters, describe, meta_model, with_layers
 from kdalign.models.checkpoint_files import describe_config
+from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
+from kdalign.models.student_source import teaches_features_alone
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
 from kdalign.recipe import Recipe
@@ -230,8 +233,13 @@ def _teacher(run: PreparedRun, config: PretrainedConfig, dtype: torch.dtype) -> 
     """A teacher on the meta device; with two layers of each stack if no layer is compared, as none keeps anything."""
     if not any(weights.built.aligning for _, weights in run.recipe.objective.stages):
         config = with_layers(config, {each.name: range(min(2, each.layers)) for each in describe(config).stacks})
-    model = meta_model(with_head(run, config), head=run.adapter.head)
+    model = meta_model(with_head(run, config), head=teacher_head(run, config))
     return ComputedTeacher(model, run.adapter.output_order(model), dtype, torch.device("meta"))
+
+
+def teacher_head(run: PreparedRun, config: PretrainedConfig) -> HeadKind:
+    """A teacher's head: the task's, or its own if it is of another family and teaches features alone."""
+    return head_of(config) if teaches_features_alone(config, run.student.family) else run.adapter.head
 
 
 def with_head(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:
@@ -252,6 +260,8 @@ def _trace(
     recipe, tokenizer = run.recipe, run.tokenizers.student
     if tokenizer is None:
         raise LookupError("the tokenizer is still to be trained")
+    if run.task.modality != "text" and run.splits.train.media is None:
+        raise LookupError(f"the data have no {NOUNS[run.task.modality]}s")
     encoded = _longest_texts(run, tokenizer)
     encoded = with_corruption(encoded, recipe.data.augment, tokenizer, bool(recipe.objective.built.masked_lm))
     shape = micro_batch_rows(recipe, int(encoded.lengths.max()), run.an_epoch, placement.ranks)
@@ -337,6 +347,7 @@ def _content(
         "task": repr(run.task),
         "plan": repr(run.plan),
         "row": {name: list(column[longest]) for name, column in encoded.columns.items()},
+        "media": None if encoded.media is None else encoded.media.take(np.array([longest])).fingerprint(),
         "shape": shape,
         "watched": len(run.splits.watched),
         "libraries": library_versions(),

@@ -13,6 +13,8 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from kdalign.data.media.readers import ImageReader
+from kdalign.data.media.rows import Modality
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks
 from kdalign.data.tasks.segments import first_place
@@ -62,9 +64,11 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     yield from _stream(run)
     if len(run.teachers) > 1:
         yield _combined(run)
-    if theirs is not None:
+    known = tokenizers.teacher is not None or tokenizers.differ
+    if theirs is not None and known and run.adapter.task.modality != "image":
         yield Finding("tokenizers", _tokenizers(run))
-    for number, teacher in enumerate(run.teachers[: max(1, len(run.readers))]):
+    answering = run.teachers if tokenizers.teacher is not None else ()
+    for number, teacher in enumerate(answering[: max(1, len(run.readers))]):
         yield from _special_tokens(teacher_role(number), teacher.config, run.tokenizer_of(number))
     if tokenizers.student is not None:
         yield from _special_tokens("student", student, tokenizers.student)
@@ -77,8 +81,8 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     yield _lengths(run, both)
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
     yield Finding("dropout", _dropout(run, student))
-    if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
-        tied = "teacher" if theirs.tie_word_embeddings else "student"
+    if theirs is not None and describe(theirs).tied != describe(student).tied:
+        tied = "teacher" if describe(theirs).tied else "student"
         yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
     yield from _rates(run)
     idle = _without_effect(run)
@@ -136,6 +140,14 @@ def _combined(run: PreparedRun) -> Finding:
 
 
 def _lengths(run: PreparedRun, both: Sequence[tuple[str, PretrainedConfig]]) -> Finding:
+    if run.grid is not None:
+        readers = {"student": run.tokenizers.media, "teacher": run.tokenizers.teacher_media}
+        sizes = [
+            f"{word} {' x '.join(map(str, reader.size))} pixels"
+            for word, reader in readers.items()
+            if isinstance(reader, ImageReader)
+        ]
+        return Finding("images", f"{', '.join(sizes)}; features are compared at {run.grid}")
     longest = {word: checkpoint_files.max_positions(config) for word, config in both}
     said = ", ".join(
         f"{word} {'any' if positions >= checkpoint_files.UNBOUNDED else positions}"
@@ -274,11 +286,13 @@ def _without_effect(run: PreparedRun) -> list[str]:
     softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
     if objective.temperature != plain.objective.temperature and not softened:
         found.append("objective.temperature softens alpha, dkd and dist, and all of them have the weight 0")
-    return found + _idle_data_settings(recipe.data, plain.data)
+    return found + _idle_data_settings(recipe.data, plain.data, run.task.modality)
 
 
-def _idle_data_settings(data: DataSettings, plain: DataSettings) -> list[str]:
+def _idle_data_settings(data: DataSettings, plain: DataSettings, modality: Modality) -> list[str]:
     found = []
+    if modality == "image" and data.max_length != plain.max_length:
+        found.append("data.max_length is for texts, and images have a size of their own")
     if data.limit_seed is not None and data.limit is None and data.unlabelled_limit is None:
         found.append("data.limit_seed is for data.limit, which is not given")
     if data.stream_rows != plain.stream_rows and not data.streaming:
@@ -291,7 +305,12 @@ def _leaks(run: PreparedRun) -> Iterator[Finding]:
     counts = count_leaks(list(run.splits.reported.values()), run.splits.train)
     for (split, examples), seen in zip(run.splits.reported.items(), counts, strict=True):
         if seen:
-            yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
+            rows, train = _ROWS.get(run.task.modality, ("texts", "the training text"))
+            yield Finding("leak", f"{seen:,} of the {len(examples):,} {rows} of {split} are in {train}, too")
+
+
+_ROWS = {"image": ("images", "train"), "audio": ("sounds with their transcripts", "train")}
+"""Words for a split's rows, and for those of train, where they are no texts."""
 
 
 def _memory(memory: MemoryPrediction, device: torch.device) -> Finding:

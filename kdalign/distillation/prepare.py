@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +10,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.alignment.plan import Plan, ProjectionStyle, read_plan
 from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
+from kdalign.data.input_reader import InputReader
+from kdalign.data.media.grid import Grid
+from kdalign.data.media.readers import ImageReader
 from kdalign.data.tasks import AnyTask, task_of
 from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import (
     Finding,
+    check_features_alone,
+    check_frames,
     check_lora,
     check_models,
     check_on_policy,
@@ -40,10 +45,20 @@ from kdalign.evaluation.adapters import adapter_for
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.files import check_writable, is_utf8
 from kdalign.models.architecture import Architecture, describe, join_teachers, layout_of, meta_model
+from kdalign.models.capture import Signal
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.grids import check_same_grid, common_grid
+from kdalign.models.media_reader import check_modality
 from kdalign.models.recomputation import check_recomputation
 from kdalign.models.student import freeze
-from kdalign.models.student_source import CutStudent, StudentOptions, StudentSource, find_student
+from kdalign.models.student_source import (
+    CutStudent,
+    ScratchStudent,
+    StudentOptions,
+    StudentSource,
+    find_student,
+    teaches_features_alone,
+)
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
@@ -71,6 +86,7 @@ class PreparedRun:
         teachers: checkpoints of all teachers, the student's own first; none for a student that is trained alone.
         readers: tokenizers of several teachers, if they differ from one another; None for one that reads the student's
             tokens.
+        grid: positions of images, on which features are compared; None for other inputs.
     """
 
     recipe: Recipe
@@ -85,6 +101,7 @@ class PreparedRun:
     memory: MemoryPrediction | None = None
     teachers: tuple[Checkpoint, ...] = ()
     readers: tuple[PreTrainedTokenizerBase | None, ...] = ()
+    grid: Grid | None = None
 
     @property
     def task(self) -> AnyTask:
@@ -130,6 +147,11 @@ class PreparedRun:
         return max(1, round(train.epochs * -(-self.an_epoch // train.batch_size)))
 
     @property
+    def shares_encoder(self) -> bool:
+        """True if the student's encoder of sounds is its teacher's, and is not trained."""
+        return shares_encoder(self.recipe, self.student, self.teachers)
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Fingerprints of the models and splits that the run reads, by role."""
         splits = {"train": self.splits.train, **self.splits.reported}
@@ -155,6 +177,10 @@ class PreparedRun:
         assert own is not None, "a teacher has a tokenizer"
         return own
 
+    def reader_of(self, teacher: int) -> InputReader:
+        """Return how a teacher reads its inputs, by the teacher's number from 0."""
+        return InputReader(self.tokenizer_of(teacher), self.teachers[teacher].config, self.tokenizers.teacher_media)
+
     def student_config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """Return the student's configuration for its tokenizer, once that is trained."""
         return self.student.config(self.tokenizers.with_student(tokenizer))
@@ -168,6 +194,16 @@ class PreparedRun:
 def teacher_role(number: int) -> str:
     """Name the role of a teacher by its number, from 0: ``teacher``, ``teacher 2``, ..."""
     return f"teacher {number + 1}" if number else "teacher"
+
+
+def shares_encoder(recipe: Recipe, student: StudentSource, teachers: Sequence[Checkpoint]) -> bool:
+    """Return whether a student keeps its only teacher's whole encoder of sounds, and does not train it."""
+    if "encoder" not in recipe.train.freeze or len(teachers) != 1 or not isinstance(student, CutStudent):
+        return False
+    copied, narrows = student.copied or {}, student.spec.narrows or student.pretrained
+    layers = {stack.name: stack.layers for stack in describe(student.teacher.config).stacks}
+    speech = layout_of(student.teacher.config).modality == "audio"
+    return speech and not narrows and copied.get("encoder") == tuple(range(layers["encoder"]))
 
 
 def whose(word: str) -> str:
@@ -195,6 +231,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     check_models(recipe, adapter, student, teachers)
     check_streaming(recipe, adapter, teachers)
     tokenizers = student.tokenizers()
+    check_frames(tokenizers)
     check_teachers(recipe, adapter, teachers)
     readers = find_readers(teachers, tokenizers, adapter.predicts_tokens)
     check_tokenizers(recipe, adapter, student, tokenizers, any(readers))
@@ -204,12 +241,18 @@ def prepare(recipe: Recipe) -> PreparedRun:
     check_rows(recipe, task, splits.train)
     config = student.config(tokenizers)
     plan = find_plan(recipe, teachers, student, describe(config)) if teachers else None
+    if plan is not None and shares_encoder(recipe, student, teachers):
+        plan = plan.without("encoder")
+    needs = set[Signal]()
     for _, stage in recipe.objective.stages:
-        objective = build_objective(task, stage, plan)
+        objective = build_objective(adapter.task, stage, plan)
+        needs |= objective.needs
+        check_features_alone(adapter, teachers, objective)
         check_terms(recipe, objective, plan)
         if recipe.has_served_teacher:
             check_served_terms(recipe, objective, student)
         check_divided_terms(recipe, objective)
+    _check_kept_maps(recipe, task, needs)
     check_lora(recipe, student, config)
     if recipe.train.gradient_checkpointing:
         check_recomputation(config)
@@ -230,14 +273,61 @@ def prepare(recipe: Recipe) -> PreparedRun:
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
         teachers=teachers,
         readers=readers,
+        grid=find_grid(config, teachers, tokenizers, needs),
     )
+
+
+_MAPS = {Signal.ATTENTION, Signal.TEACHER_ATTENTION, Signal.RELATIONS}
+
+
+def _check_kept_maps(recipe: Recipe, task: AnyTask, needs: Collection[Signal]) -> None:
+    """Refuse to keep attention of speech: Whisper attends to the silence after a sound, which is no kept position.
+
+    Raises:
+        UsageError: what is accepted.
+    """
+    if recipe.cache.folder is not None and task.modality == "audio" and {*_MAPS, Signal.CROSS} & set(needs):
+        raise UsageError(
+            "--cache keeps attention at positions with sound alone, and a model of speech attends beyond them "
+            "(accepted: --delta 0 --set objective.relations=0)"
+        )
+
+
+def find_grid(
+    config: PretrainedConfig, teachers: Sequence[Checkpoint], tokenizers: TokenizerPair, needs: Collection[Signal] = ()
+) -> Grid | None:
+    """Return the positions of images, on which features are compared; None for other inputs.
+
+    Args:
+        config: the student's.
+        teachers: all teachers.
+        tokenizers: with what prepares images for both models.
+        needs: signals of the models that the objective compares.
+
+    Raises:
+        UsageError: attention is compared, and the models divide images differently.
+    """
+    ours, theirs = tokenizers.media, tokenizers.teacher_media
+    if not isinstance(ours, ImageReader):
+        return None
+    models = [(config, ours.size)]
+    if isinstance(theirs, ImageReader):
+        models += [(teacher.config, theirs.size) for teacher in teachers]
+    grid = common_grid(models)
+    if set(needs) & _MAPS:
+        check_same_grid(models, grid)
+    return grid
 
 
 def find_task_adapter(recipe: Recipe, task: AnyTask, student: StudentSource) -> TaskAdapter:
     """Return the adapter of a task for the family of the models, the teacher's if there is one."""
     teacher, data = student.teacher, recipe.data
     family, name = student.family, student.name
-    if teacher is not None:
+    for checkpoint in filter(None, (teacher, student.checkpoint)):
+        check_modality(checkpoint.name, checkpoint.config.model_type, task)
+    if isinstance(student, ScratchStudent):
+        check_modality(name, student.spec.model_type, task)
+    if teacher is not None and not teaches_features_alone(teacher.config, family):
         family, name = layout_of(teacher.config).family, teacher.name
     adapter = adapter_for(task, family, data.max_length, name, data.order)
     if data.order != "drawn" and family != "permutation":

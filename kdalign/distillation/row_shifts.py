@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.text_rows import join_texts
 from kdalign.distillation.checks import Finding
 from kdalign.evaluation.adapters.base import AnyPredictions
 from kdalign.metrics.arrays import Array
@@ -22,6 +23,8 @@ _LEAST_SHARE = 0.25
 """Least share of rows whose target must fit a neighbour best."""
 _WORDS = {-1: "the row before", 1: "the next row"}
 
+_POSITIONS = {"audio": 1500, "image": 200}
+"""Positions of a sound or an image of usual models: Whisper's, and a ViT's of 224 x 224 pixels."""
 Predict = Callable[[Examples], AnyPredictions]
 """A teacher's predictions on examples."""
 
@@ -40,8 +43,10 @@ def few_blocks(blocks: Sequence[Examples], tokenizer: PreTrainedTokenizerBase, m
     """Keep blocks of three rows or more within ``MOST_TOKENS``, at least one if there is any."""
     kept, read = list[Examples](), 0
     for block in blocks:
-        pieces = tokenizer(list(chain(*block.texts)), verbose=False)["input_ids"]
+        texts = block.texts if block.media is None else block.texts[1:]
+        pieces = tokenizer(list(chain(*texts)), verbose=False)["input_ids"] if texts else []
         read += sum(min(max_length, len(ids)) for ids in pieces)
+        read += 0 if block.media is None else len(block) * _POSITIONS[block.media.modality]
         if len(block) > 2 and (not kept or read <= MOST_TOKENS):
             kept.append(block)
     return kept
@@ -56,11 +61,11 @@ def with_offsets(blocks: Sequence[Examples], offsets: Sequence[int], label: int 
         label: that of the labels.
     """
     texts = (
-        chain.from_iterable(block.texts[column][1 + offset : len(block) - 1 + offset] for block in blocks)
+        join_texts([block.texts[column][1 + offset : len(block) - 1 + offset] for block in blocks])
         for column, offset in enumerate(offsets)
     )
     labels = [block.labels[1 + label : len(block) - 1 + label] for block in blocks if block.labels is not None]
-    return Examples(blocks[0].split, tuple(map(tuple, texts)), np.concatenate(labels) if labels else None)
+    return Examples(blocks[0].split, tuple(texts), np.concatenate(labels) if labels else None)
 
 
 def find_shifted_targets(predict: Predict, blocks: Sequence[Examples]) -> Iterator[Finding]:

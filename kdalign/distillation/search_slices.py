@@ -3,10 +3,13 @@
 So a search's runs are like any other, on other data, and the reported split stays unread.
 """
 
+import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kdalign.data.media.rows import MediaRows
 from kdalign.data.tasks import ClassificationTask, find_task, hold_out
 from kdalign.data.tasks.unlabelled import REST
 from kdalign.distillation.splits import training_examples
@@ -15,6 +18,9 @@ from kdalign.evaluation.adapters import adapter_for
 from kdalign.files import atomic_file, write_text
 from kdalign.recipe import set_key
 from kdalign.runs.ablation_spec import AblationSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHARE = 0.1
 """Share of train that is held out to choose by; at most 1,000 rows."""
@@ -52,7 +58,9 @@ def _write_slices(ablation: AblationSpec, folder: Path) -> None:
         data = trial.recipe.data
         task = find_task(trial.task, data.folder, data.dataset, data.config, data.held_rows)
         if not isinstance(task, ClassificationTask) or trial.task.endswith((".yaml", ".yml")):
-            raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
+            raise UsageError(
+                f"--search is for GLUE's tasks and classification of texts or images, not for task {trial.task!r}"
+            )
         train, _ = training_examples(adapter_for(task, "masked", data.max_length, "none"), trial.recipe)
         own, fingerprint = folder / trial.task, train.fingerprint()
         mark = own / "train-of.txt"
@@ -62,10 +70,31 @@ def _write_slices(ablation: AblationSpec, folder: Path) -> None:
             continue
         assert train.labels is not None, "training examples were checked"
         labels = train.labels.tolist()
-        table = pd.DataFrame(dict(zip(task.columns, map(list, train.texts), strict=True)))
-        table[task.label] = labels if task.regression else [task.labels[number] for number in labels]
+        table = pd.DataFrame(dict(zip(task.columns, map(_cells, train.texts), strict=True)))
+        numbered = task.regression or task.modality != "text"
+        table[task.label] = labels if numbered else [task.labels[number] for number in labels]
         rows, held = hold_out(train, SHARE, SEED)
         for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):
             with atomic_file(own / f"{split}.parquet") as temporary:
-                table.iloc[part].to_parquet(temporary, index=False)
+                _write(table.iloc[part], task, temporary)
         write_text(mark, fingerprint)
+
+
+def _write(table: "pd.DataFrame", task: ClassificationTask, file: Path) -> None:
+    """Write a slice; of images with the names of their classes as ``datasets`` does, since names may be digits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if task.modality == "text":
+        table.to_parquet(file, index=False)
+        return
+    features = {task.label: {"names": list(task.labels), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(metadata), file)
+
+
+def _cells(column: Sequence[str]) -> list[str] | list[bytes]:
+    """Return a column's texts, or the bytes of its images."""
+    if isinstance(column, MediaRows):
+        return [column.read(row) for row in range(len(column))]
+    return list(column)

@@ -5,6 +5,7 @@ from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.models import student_spec
 from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.media_reader import check_served
 from kdalign.models.student_source import StudentSource
 from kdalign.objective.objective import Objective
 from kdalign.recipe import ANSWER_TERMS, Recipe
@@ -21,6 +22,7 @@ def check_served_teacher(recipe: Recipe, task: AnyTask) -> None:
         UsageError: the setting, and what is accepted.
     """
     name, student = recipe.teacher_names[0], recipe.student
+    check_served(name, task)
     if not isinstance(task, LanguageTask) or task.scored is not None:
         raise UsageError(
             f"teacher {name!r} gives distributions over tokens alone, so it cannot teach task {task.name!r} (accepted: "

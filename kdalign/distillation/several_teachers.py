@@ -7,11 +7,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import check_spans
+from kdalign.data.media.readers import MediaReader
+from kdalign.data.media.readers import fingerprint as media_fingerprint
 from kdalign.data.tasks import AnyTask, ClassificationTask, Examples
 from kdalign.errors import UsageError, did_you_mean, shorten
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.media_reader import load_media_reader
 from kdalign.models.mixtures import Mixing
 from kdalign.models.tokenizer import TokenizerPair, load_tokenizer, same_tokenizer
 from kdalign.objective.objective import Objective
@@ -79,6 +82,7 @@ def find_readers(
         return ()
     found: list[PreTrainedTokenizerBase] = []
     for teacher in teachers:
+        _check_media(tokenizers.teacher_media, teacher, teachers[0])
         own = load_tokenizer(teacher)
         found.append(next((other for other in found if same_tokenizer(other, own)), own))
     if all(each is found[0] for each in found):
@@ -94,6 +98,16 @@ def find_readers(
     for tokenizer, name in [*named, *([] if ours is None else [(ours, "the student")])]:
         check_spans(tokenizer, name)
     return tuple(None if ours is not None and same_tokenizer(ours, each) else each for each in found)
+
+
+def _check_media(first: MediaReader | None, teacher: Checkpoint, first_teacher: Checkpoint) -> None:
+    """Refuse a teacher that reads sounds or images otherwise than the first one."""
+    own = load_media_reader(teacher)
+    if first is not None and own is not None and media_fingerprint(first) != media_fingerprint(own):
+        raise UsageError(
+            f"teachers {first_teacher.name!r} and {teacher.name!r} have different {first.modality} processors "
+            f"(preprocessor_config.json): they cannot read the same {first.modality} (accepted: teachers of one)"
+        )
 
 
 def check_divided_terms(recipe: Recipe, objective: Objective) -> None:

@@ -32,8 +32,9 @@ from kdalign.models.sharding import shapes_of, shard_from_first_rank
 from kdalign.ranks import on_first_rank
 from kdalign.result_cache import Arrays, find_result
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
+from kdalign.runs.written_texts import WrittenTexts
 
-_KINDS = {"logits": Predictions, "nll": TokenPredictions}
+_KINDS = {"logits": Predictions, "nll": TokenPredictions, "letters": WrittenTexts}
 """Types of predictions by their first field."""
 
 
@@ -175,7 +176,7 @@ def keep_samples(
     }
 
     def compute() -> dict[str, Array]:
-        rows = continue_prompts(model, settings, prompts)
+        rows = continue_prompts(model, tokenizer, prompts)
         return {
             "tokens": np.array([token for row in rows for token in row], dtype=np.int64),
             "sizes": np.array(list(map(len, rows))),

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.plan import Plan
 from kdalign.data.epochs import epoch_batches, sample_batches, sample_rows, total_steps
+from kdalign.data.media import readers
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenization import fingerprint
 from kdalign.distillation.prepare import PreparedRun
@@ -77,7 +78,8 @@ def cache_source(run: PreparedRun, weights: str, precision: str) -> CacheSource:
         precision: precision of training.
     """
     assert run.teacher is not None, "a cache is a teacher's"
-    assert run.tokenizers.teacher is not None, "a teacher has a tokenizer"
+    theirs = run.tokenizers.teacher
+    media = run.tokenizers.teacher_media or run.tokenizers.media
     task = run.task
     labels = tuple(task.labels) if isinstance(task, ClassificationTask) else ()
     config = run.teacher.config
@@ -85,7 +87,7 @@ def cache_source(run: PreparedRun, weights: str, precision: str) -> CacheSource:
         run.teacher.name,
         weights,
         config_fingerprint(config),
-        fingerprint(run.tokenizers.teacher),
+        ("" if theirs is None else fingerprint(theirs)) + ("" if media is None else readers.fingerprint(media)),
         precision,
         labels,
         vocabulary_size(config),
@@ -166,6 +168,8 @@ def _check_keepable(run: PreparedRun) -> None:
         )
     for _, weights in run.recipe.objective.stages:
         objective = build_objective(run.task, weights, run.plan)
+        if run.adapter.head is HeadKind.CTC and objective.compares_answers:
+            raise UsageError("a teacher's labels of frames cannot be kept, features can: give --alpha 0, or no --cache")
         samples = run.recipe.on_policy.share > 0
         for request in objective.requests(run.plan.teaching if run.plan is not None else (), samples):
             why = unkeepable(request)

@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.prepare import PreparedRun
@@ -19,10 +19,12 @@ from kdalign.metrics.chance import frequency_nats, log_softmax, shuffled_fit
 from kdalign.metrics.intervals import ratio_interval
 from kdalign.metrics.significance import LEVEL, UndefinedDifference, paired_difference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
+from kdalign.metrics.text import count_texts
 from kdalign.models.architecture import vocabulary_size
 from kdalign.recipe import CHECKS
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
+from kdalign.runs.written_texts import WrittenTexts
 
 Predict = Callable[[TokenizedSplit], AnyPredictions]
 """A teacher's predictions on a tokenized split."""
@@ -75,7 +77,7 @@ def _findings(opened: OpenedRun, answers: AnyPredictions, predict: Predict | Non
 
     def read(examples: Examples) -> AnyPredictions:
         assert predict is not None, "rows are read by one teacher"
-        return predict(adapter.tokenize(examples, tokenizer, teacher.config, scored=True))
+        return predict(adapter.tokenize(examples, run.reader_of(0), scored=True))
 
     neighbours = run.splits.neighbours if predict is not None else ()
     blocks = few_blocks(neighbours, tokenizer, adapter.max_length)
@@ -227,11 +229,17 @@ def compare_with_start(opened: OpenedRun, ours: AnyPredictions, theirs: AnyPredi
 def _outputs(opened: OpenedRun, name: str, answers: AnyPredictions, encoded: TokenizedSplit) -> SystemOutputs | None:
     """Return answers as outputs that a paired test compares; None if it would take long, or texts cannot be paired."""
     task = opened.run.task
-    if isinstance(task, ClassificationTask):
-        metric = task.metric(name)
+    scored = task if isinstance(task, ClassificationTask) else task.scored
+    if scored is not None:
+        metric = scored.metric(name)
         if (metric.of_counts is None and metric.of_weights is None) or encoded.labels is None:
             return None
         return LabelOutputs((metric,), answers.logits if metric.of_logits else answers.values, encoded.labels)
+    if isinstance(answers, WrittenTexts):
+        assert encoded.transcripts is not None, "a task of speech has transcripts"
+        assert isinstance(task, LanguageTask), "a task of speech"
+        counts = count_texts(name, answers.texts, encoded.transcripts.references, task.language)
+        return SufficientStats(counts.rows, lambda sums: np.array([counts.value(row) for row in sums]), encoded.lengths)
     nll, tokens = _by_text(answers, encoded)
     if opened.texts.across is not None:  # the same texts in other tokens
         if encoded.groups is None:

@@ -52,7 +52,7 @@ def keep_tokens(
         tokenize: tokenizes rows of the split.
     """
     slow = any(tokenizer is not None and not tokenizer.is_fast for tokenizer, _ in readers)  # not known by one file
-    if len(examples) < LEAST_ROWS or slow:
+    if len(examples) < LEAST_ROWS or slow or examples.media is not None:
         return tokenize(examples)
     content = {
         "texts": [examples.fingerprint(), len(examples), len(examples.texts)],

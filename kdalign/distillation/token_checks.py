@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import tokenize_labelled_several
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tokenization import special_frame
 from kdalign.data.tokenized_split import IGNORED, TEACHER, TokenizedSplit
@@ -127,7 +128,7 @@ def _tokenize(run: PreparedRun, part: Examples, student: PretrainedConfig) -> To
             return tokenize_labelled_several(part, ours, run.readers, run.adapter.max_length)
         if run.tokenizers.differ and theirs is not None and run.teacher is not None:
             return run.adapter.tokenize_dual(part, (ours, theirs), (student, run.teacher.config))
-        return run.adapter.tokenize(part, ours, student, scored=False)
+        return run.adapter.tokenize(part, InputReader(ours, student, run.tokenizers.media), scored=False)
     except UsageError:
         if len(part) == len(run.splits.train):
             raise

@@ -10,6 +10,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import tokenize_labelled_several
 from kdalign.data.epochs import total_steps
+from kdalign.data.input_reader import InputReader
+from kdalign.data.media.rows import MediaRows
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
@@ -22,6 +24,7 @@ from kdalign.distillation.checks import NOTEWORTHY
 from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_cache import keep_tokens
+from kdalign.errors import UsageError
 from kdalign.models.heads import HeadKind
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
@@ -111,7 +114,8 @@ def student_tokenizer(run: PreparedRun) -> PreTrainedTokenizerBase:
         return run.tokenizers.student
     splits = run.splits
     read = [splits.train, *([splits.unlabelled.examples] if splits.unlabelled is not None else [])]
-    texts = (text for examples in read for column in examples.texts for text in column)
+    columns = (column for examples in read for column in examples.texts if not isinstance(column, MediaRows))
+    texts = (text for column in columns for text in column)
     return train_tokenizer(texts, run.tokenizers.size, run.student.family, run.student.positions)
 
 
@@ -128,9 +132,12 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
         unlabelled = tokenize_for_training(run, run.splits.unlabelled.examples, tokenizer, config)
         train = labelled.with_unlabelled(unlabelled, run.splits.unlabelled.an_epoch)
     to_learn = train, labelled, unlabelled
-    own = _encode_scored(run, tokenizer, config)
+    own = _encode_scored(run, InputReader(tokenizer, config, run.tokenizers.media))
     if run.readers:
         return _read_apart(run, tokenizer, TokenizedRun(*to_learn, own.watched, own.reported, (own,), None))
+    if run.tokenizers.media_differ and theirs is not None:
+        read = _encode_scored(run, run.reader_of(0))
+        return TokenizedRun(*to_learn, own.watched, own.reported, (read,) * len(run.teachers), None)
     if run.teacher is None or theirs is None or not run.tokenizers.differ:
         return TokenizedRun(*to_learn, own.watched, own.reported, (own,) * max(1, len(run.teachers)), None)
     assert train.covered is not None, "two tokenizations are compared"
@@ -138,7 +145,7 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
     shared = shared if train.ends is None else shared.with_pair(*train.ends)
     covered, characters = train.covered
     together = TokenizerOverlap(covered, characters, shared, (len(tokenizer), len(theirs)))
-    read = _encode_scored(run, theirs, run.teacher.config)
+    read = _encode_scored(run, run.reader_of(0))
     return TokenizedRun(*to_learn, own.watched, own.reported, (read,) * len(run.teachers), together)
 
 
@@ -153,7 +160,7 @@ def _read_apart(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, texts: Tok
             read_by.append(texts.read_by[0])
             overlaps.append(None)
         else:
-            read_by.append(_encode_scored(run, reader, teacher.config))
+            read_by.append(_encode_scored(run, InputReader(reader, teacher.config)))
             entries, shared = (len(tokenizer), len(reader)), shared_vocabulary(tokenizer, reader)
             overlaps.append(TokenizerOverlap(counts[prefix], characters, shared, entries))
     return replace(texts, read_by=tuple(read_by), overlaps=tuple(overlaps))
@@ -209,12 +216,18 @@ def tokenize_for_training(
             if streamed:
                 return dual(rows)
             return keep_tokens(run.adapter, rows, list(zip(both, configs, strict=True)), False, dual)
-        single = partial(run.adapter.tokenize, tokenizer=tokenizer, config=config, scored=False)
+        reader = InputReader(tokenizer, config, run.tokenizers.media)
+        single = partial(run.adapter.tokenize, reader=reader, scored=False)
         if streamed:
             return single(rows)
         return keep_tokens(run.adapter, rows, [(tokenizer, config)], False, single)
 
     taught_by = row_teachers(run.recipe, examples)
+    if run.tokenizers.media is not None:
+        read = _to_train_on(run, tokenize(examples))
+        if taught_by is not None and len(read) < len(examples):
+            raise UsageError("teachers.by divides rows among teachers, and some of them cannot be trained on")
+        return replace(read, taught_by=taught_by)
     if taught_by is None:
         return tokenize(examples)
     parts = [(number, examples.take(np.flatnonzero(taught_by == number).tolist())) for number in np.unique(taught_by)]
@@ -222,10 +235,22 @@ def tokenize_for_training(
     return concatenate_splits([replace(part, taught_by=np.full(len(part), number)) for number, part in encoded])
 
 
-def _encode_scored(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ScoredTexts:
+def _to_train_on(run: PreparedRun, encoded: TokenizedSplit) -> TokenizedSplit:
+    """Let both models read the sounds or images, and compare their features on one grid."""
+    assert encoded.media is not None, "the task has sounds or images"
+    theirs = run.tokenizers.reads_apart
+    if theirs is not None and theirs.most is not None and (encoded.lengths > theirs.most).any():
+        raise UsageError(
+            f"{int((encoded.lengths > theirs.most).sum()):,} sounds of train are longer than the teacher reads "
+            f"({theirs.most:,} positions): cut them into shorter ones"
+        )
+    return replace(encoded, media=encoded.media.for_both(theirs, run.grid))
+
+
+def _encode_scored(run: PreparedRun, reader: InputReader) -> ScoredTexts:
     def encode(examples: Examples) -> TokenizedSplit:
-        tokenize = partial(run.adapter.tokenize, tokenizer=tokenizer, config=config, scored=True)
-        encoded = keep_tokens(run.adapter, examples, [(tokenizer, config)], True, tokenize)
+        tokenize = partial(run.adapter.tokenize, reader=reader, scored=True)
+        encoded = keep_tokens(run.adapter, examples, [(reader.tokenizer, reader.config)], True, tokenize)
         one_a_row = run.adapter.head is HeadKind.CLASSIFIER
         return replace(encoded, taught_by=row_teachers(run.recipe, examples)) if one_a_row else encoded
 
@@ -263,11 +288,25 @@ def announce_texts(
 
 def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int, observer: Observer) -> None:
     if encoded.truncated:
-        observer.announce(
-            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
-            f"{max_length} tokens and were cut (--max-length)"
+        most = f"{max_length} tokens" + (
+            ", or their sounds than the model reads," if examples.media is not None else ""
         )
-    if encoded.passed_over:
+        observer.announce(
+            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than {most} and were cut "
+            "(--max-length)"
+        )
+    if encoded.remarks:
+        observer.announce(f"{examples.split}: {encoded.remarks}")
+    if encoded.passed_over and encoded.transcripts is not None:
+        observer.announce(
+            f"{examples.split}: {encoded.passed_over:,} of {len(examples):,} sounds were left out: they have fewer "
+            f"frames than their transcripts need, or transcripts without a label"
+        )
+    elif encoded.passed_over and encoded.media is not None:
+        observer.announce(
+            f"{examples.split}: {encoded.passed_over:,} sounds are longer than the model reads and were left out"
+        )
+    elif encoded.passed_over:
         observer.announce(
             f"{examples.split}: {encoded.passed_over:,} conversations, each up to an answer, were left out: no part of "
             f"it is within the first {max_length} tokens (--max-length)"
@@ -295,6 +334,12 @@ class OpenedRun:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     texts: TokenizedRun
+
+    @property
+    def reader(self) -> InputReader:
+        """How the student reads its inputs."""
+        config = self.run.student_config(self.tokenizer)
+        return InputReader(self.tokenizer, config, self.run.tokenizers.media)
 
     @property
     def bf16(self) -> bool:

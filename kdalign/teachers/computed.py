@@ -4,9 +4,10 @@ import torch
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
-from kdalign.models.architecture import accepted_inputs, layout_of
-from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, vocabulary_head
+from kdalign.models.architecture import layout_of
+from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.lm_head import vocabulary_head
 from kdalign.models.loading import round_weights
 from kdalign.models.sharding import end_forward, gather_head, is_sharded, shard, shard_as
 from kdalign.models.token_targets import DenseTokens
@@ -57,7 +58,7 @@ class ComputedTeacher:
         with torch.no_grad():
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._rounds):
-                    signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, order)
+                    signals = forward(self.model, inputs, wanted, order)
             finally:
                 end_forward(self.model)
             if signals.head is not None and is_sharded(self.model):

@@ -146,6 +146,8 @@ def unkeepable(request: TermRequest) -> str | None:
             "compares tokens at a temperature that changes during training, and a cache keeps them at fixed ones: "
             "give a constant objective.temperature, or leave out --cache"
         )
+    if Signal.PAIRS in request.signals:
+        return "compares the embeddings of images and texts, which a cache does not keep: leave out --cache"
     if Signal.FEATURES in request.signals and request.term not in _MEANS:
         return "reads the features of each token, and a cache keeps their mean over a text: leave out --cache"
     return None

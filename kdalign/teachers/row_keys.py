@@ -12,6 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kdalign.data.batches import Batch
+from kdalign.data.media.inputs import MEDIA_KEY
+from kdalign.data.media.readers import INPUT_MASK
 from kdalign.data.tokenized_split import IGNORED, MASKED
 
 DIGEST = 16
@@ -30,16 +32,25 @@ def predicting_positions(batch: Batch) -> Bool[Tensor, "batch theirs"]:
     """Return the teacher's positions at which a student may be compared with its distribution of the next token.
 
     With one tokenizer these are the positions of the targets, so that the prompts of conversations cost nothing; with
-    two all real ones, so that students of several tokenizers share them.
+    two all real ones, so that students of several tokenizers share them. A model that labels frames may at each.
     """
-    if batch.matching is not None or batch.targets is None:
+    labels_frames = MEDIA_KEY in batch.inputs and "decoder_input_ids" not in batch.inputs
+    if batch.matching is not None or batch.targets is None or labels_frames:
         return real_positions(batch, "decoder")
     return batch.targets != IGNORED
 
 
 def row_keys(batch: Batch) -> list[bytes]:
-    """Hash the rows of a batch, on any device: ids, token types, positions, masks, and positions that predict."""
-    inputs = {name: _array(value) for name, value in batch.teacher_inputs.items() if not name.startswith(MASKED)}
+    """Hash the rows of a batch, on any device: ids, token types, positions, masks, and positions that predict.
+
+    Of sounds and images, ``MEDIA_KEY`` is hashed: their numbers differ by a rounding, or by padding, from batch to
+    batch.
+    """
+    inputs = {
+        name: _array(value)
+        for name, value in batch.teacher_inputs.items()
+        if not (name.startswith(MASKED) or name == INPUT_MASK or value.is_floating_point())
+    }
     reals = {stack: _array(real_positions(batch, stack)) for stack in ("encoder", "decoder")}
     asked = _array(predicting_positions(batch))
     keys = []
@@ -67,7 +78,14 @@ def _without_padding(values: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -
 
 
 def _add(digest: "hashlib.blake2b", name: str, values: np.ndarray[Any, Any]) -> None:
-    """Add a named array: its shape, and its values in one type for every integer, or in bits."""
+    """Add a named array: its shape, and its values in one type for every integer, or in bits.
+
+    Other numbers are those of an image that is changed each time it is read.
+    """
+    if values.dtype.kind == "f":
+        digest.update(f"{name}\0{values.shape}\0".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+        return
     binary = values.dtype == np.bool_ or values.ndim > 1
     content = np.packbits(values != 0) if binary else np.ascontiguousarray(values, dtype="<i8")
     digest.update(f"{name}\0{values.shape}\0".encode())

@@ -10,9 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from kdalign.alignment.projections import Projections
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.environment import cache_folder
@@ -79,13 +80,11 @@ class FinetuneJob:
         """Folder of the fine-tuned teacher in the cache, whether it is there yet or not."""
         return cache_folder() / "teachers" / self.key
 
-    def run(
-        self, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, observer: Observer
-    ) -> tuple[PreTrainedModel, str]:
+    def run(self, reader: InputReader, accelerator: Accelerator, observer: Observer) -> tuple[PreTrainedModel, str]:
         """Load the fine-tuned teacher from the cache, or fine-tune it first.
 
         Args:
-            tokenizer: the teacher's, saved with it.
+            reader: the teacher's, saved with it.
             accelerator: device and ranks.
             observer: receives progress.
 
@@ -105,14 +104,12 @@ class FinetuneJob:
                     f"teacher {name} has no head for {task.name}: fine-tuning it first "
                     f"({settings.epochs:g} epochs of {len(self.encoded):,} examples), cached for the next run"
                 )
-                self._finetune(path, tokenizer, accelerator, observer)
+                self._finetune(path, reader, accelerator, observer)
         cached_checkpoint = checkpoint_files.find_checkpoint(str(path))
         model = loading.load_classifier(cached_checkpoint, task, fresh_head=False, seed=settings.seed)
         return model, f"fine-tuned on {task.name}: {settings.epochs:g} epochs, lr {settings.lr:g}, seed {settings.seed}"
 
-    def _finetune(
-        self, path: Path, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, observer: Observer
-    ) -> None:
+    def _finetune(self, path: Path, reader: InputReader, accelerator: Accelerator, observer: Observer) -> None:
         """Train in a draft folder, resuming what a stopped run left there, then move the teacher to its path."""
         draft = RunFolder(path.with_name(f"{path.name}.unfinished"))
         if accelerator.is_main_process:
@@ -131,7 +128,7 @@ class FinetuneJob:
         if accelerator.is_main_process:
             with writing(path):
                 model.save_pretrained(draft.student)
-                tokenizer.save_pretrained(draft.student)
+                reader.save(draft.student)
                 write_json(draft.student / _HASHES, _hash_files(draft.student))
                 shutil.rmtree(path, ignore_errors=True)  # a damaged one
                 draft.student.replace(path)

@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan, cross_attention_layer
 from kdalign.alignment.projections import Projections
+from kdalign.data.media.grid import grid_in
 from kdalign.data.tokenized_split import IGNORED, MASKED
-from kdalign.models.architecture import Layer, accepted_inputs, split_stack
+from kdalign.models.architecture import Layer, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
 from kdalign.models.fused_layers import fused_layers
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.recomputation import recompute_layers
 from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
@@ -99,7 +101,7 @@ class Learner(nn.Module):
     def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
         order = self.order
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
-            signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
+            signals = forward(self.student, inputs, self._wanted, order)
             if self._fills:
                 body = self.student.base_model
                 masked = {**inputs, "input_ids": inputs[MASKED + "input_ids"]}
@@ -119,9 +121,7 @@ class Learner(nn.Module):
                     theirs = self.projections(theirs, *pair)
                 signals.projected[pair], signals.targets[pair] = ours, theirs
             if self._again:
-                seen = forward(
-                    self.student, accepted_inputs(self.student, inputs), CaptureSpec(self._wanted.hidden), order
-                )
+                seen = forward(self.student, inputs, CaptureSpec(self._wanted.hidden), order)
                 for pair in self._pairs:
                     view = seen.hidden[pair[0]]
                     signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
@@ -165,6 +165,10 @@ def _with_hidden(wanted: CaptureSpec, pairs: list[tuple[Layer, Layer]]) -> Captu
 
 def _real(inputs: dict[str, Tensor], layer: Layer) -> Tensor:
     """(batch, time): the real positions of a layer's stack; of packed rows only the last has padding."""
+    grid = grid_in(inputs)
+    if grid is not None and layer.stack == "vision":
+        images = inputs["pixel_values"]
+        return torch.ones(len(images), grid.positions, dtype=torch.bool, device=images.device)
     reads_target = layer.stack == "decoder" and "decoder_attention_mask" in inputs
     mask = inputs["decoder_attention_mask" if reads_target else "attention_mask"].bool()
     return mask if mask.ndim == 2 else mask[:, 0].diagonal(dim1=-2, dim2=-1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
 from kdalign.files import size_text
-from kdalign.models.architecture import accepted_inputs, blocks, count_parameters
+from kdalign.models.architecture import blocks, count_parameters
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.memory_trace import MemoryTrace
 from kdalign.objective.objective import Objective
@@ -197,7 +197,7 @@ def trace_scoring(trace: MemoryTrace, learner: Learner, batch: Batch) -> int:
     device, order = learner.student.device.type, learner.order
     with trace.mode, trace, torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=learner.bf16):
         trace.part = MemoryPart.ACTIVATIONS
-        forward(learner.student, accepted_inputs(learner.student, batch.inputs), CaptureSpec(), order)
+        forward(learner.student, batch.inputs, CaptureSpec(), order)
     return sum(trace.peak.values())
 
 

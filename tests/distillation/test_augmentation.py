@@ -244,7 +244,7 @@ def test_a_run_learns_from_new_texts_and_records_them(teacher, data, filler, tmp
     [
         (
             ("--set", "data.augment.by=cutof"),
-            "data.augment.by='cutof': must be 'none', 'masked-lm', 'spans' or 'cutoff'",
+            "data.augment.by='cutof': must be 'none', 'masked-lm', 'spans', 'cutoff' or 'crop'",
         ),
         (("--set", "data.augment.rat=0.2"), "unknown recipe key 'data.augment.rat'; did you mean 'data.augment.rate'?"),
         (("--set", "data.augment.by=cutoff", "--task", "lm:sst2"), "is for tasks of classes or scores"),

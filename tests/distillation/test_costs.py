@@ -9,7 +9,8 @@ from transformers import BertConfig, BertModel
 from kdalign.distillation import costs
 from kdalign.distillation.costs import measure_costs
 from kdalign.models import profiling
-from kdalign.models.profiling import flops_of, latencies_ms
+from kdalign.models.flop_count import flops_of
+from kdalign.models.profiling import latencies_ms
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from kdalign.data import packing
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import find_task
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation import token_cache
@@ -31,7 +32,11 @@ def made(model, task, folder, family="masked"):
 
 def keep(adapter, examples, reader, tokenize=None):
     return keep_tokens(
-        adapter, examples, [reader], False, tokenize or (lambda rows: adapter.tokenize(rows, *reader, scored=False))
+        adapter,
+        examples,
+        [reader],
+        False,
+        tokenize or (lambda rows: adapter.tokenize(rows, InputReader(*reader), scored=False)),
     )
 
 
@@ -54,7 +59,7 @@ def test_what_is_read_is_what_was_tokenized(teacher, data):
     first = keep(adapter, examples, reader)
     again = keep(adapter, examples, reader, never)
     same(first, again)
-    same(again, adapter.tokenize(examples, *reader, scored=False))
+    same(again, adapter.tokenize(examples, InputReader(*reader), scored=False))
     assert again.labels.dtype == np.int64
 
 
@@ -67,19 +72,19 @@ def test_other_texts_lengths_and_tokenizers_are_tokenized(teacher, data):
         (adapter, examples, (AutoTokenizer.from_pretrained(teacher, model_input_names=["input_ids"]), config)),
     ]
     for other in others:
-        same(keep(*other), other[0].tokenize(other[1], *other[2], scored=False))
+        same(keep(*other), other[0].tokenize(other[1], InputReader(*other[2]), scored=False))
     assert len(list((cache_folder() / "tokens").glob("*.safetensors"))) == 4
 
 
 def test_rows_that_are_tokenized_in_parts_are_those_of_the_whole(teacher, data, monkeypatch):
     adapter, examples, reader = made(teacher, "sst2", data)
     adapter = replace(adapter, max_length=8)
-    whole, sizes = adapter.tokenize(examples, *reader, scored=False), []
+    whole, sizes = adapter.tokenize(examples, InputReader(*reader), scored=False), []
     monkeypatch.setattr(token_cache, "PART", 13)
 
     def tokenize(rows):
         sizes.append(len(rows))
-        return adapter.tokenize(rows, *reader, scored=False)
+        return adapter.tokenize(rows, InputReader(*reader), scored=False)
 
     parts = keep(adapter, examples, reader, tokenize)
     assert sum(sizes) == len(examples)
@@ -100,7 +105,7 @@ def causal_adapter(task):
 def test_documents_that_are_packed_in_parts_are_packed_as_a_whole(data, monkeypatch, part):
     adapter, reader = causal_adapter(find_task("lm:sentence", str(data)))
     examples = adapter.load_examples("train")
-    whole = adapter.tokenize(examples, *reader, scored=False)
+    whole = adapter.tokenize(examples, InputReader(*reader), scored=False)
     monkeypatch.setattr(token_cache, "PART", part)
     monkeypatch.setattr(packing, "_BOUNDS", 3)
     parts = keep(adapter, examples, reader)
@@ -141,7 +146,7 @@ def test_pairs_for_two_tokenizers_are_kept_with_their_spans(teacher, data, tmp_p
 
 def test_a_split_lacks_no_field_when_it_is_read():
     """A field of a split is kept, or known to be empty as it was tokenized."""
-    empty = {"labelled", "mixture", "taught_by", "corrupt"}
+    empty = {"labelled", "mixture", "taught_by", "corrupt", "media", "transcripts", "remarks"}
     assert {field.name for field in fields(TokenizedSplit)} == {
         "columns",
         *token_cache.FACTS,

@@ -8,6 +8,7 @@ from kdalign.data.batches import collate
 from kdalign.data.tokenized_split import IGNORED, TokenizedSplit
 from kdalign.teachers.row_keys import row_keys
 from support.classifier_setting import examples
+from support.speech_setting import encoded
 
 PAD = {"input_ids": 0, "targets": IGNORED, "position_ids": 0, "document": -1}
 
@@ -58,3 +59,12 @@ def test_labels_and_masked_copies_are_the_students_alone():
     split = examples(2)
     relabelled = replace(split, labels=np.array(1 - split.labels))
     assert key(split) == key(relabelled)
+
+
+def test_a_sound_has_its_own_key_whatever_is_beside_it_and_whoever_reads_it():
+    split = encoded()
+    keys = row_keys(collate(split, range(len(split))))
+    assert len(set(keys)) == len(split)
+    assert [key(split, row) for row in range(len(split))] == keys, "alone, without the padding of sounds and labels"
+    read_apart = replace(split, media=replace(split.media, teacher=replace(split.media.reader, masks=False)))
+    assert row_keys(collate(read_apart, range(len(split)))) == keys

@@ -27,7 +27,7 @@ from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import TEXT_FORMATS, file_format
 from kdalign.data.tasks import LanguageTask
 from kdalign.data.tasks.loading import load_table
-from kdalign.distillation.sequence_level.rows import reported_splits
+from kdalign.distillation.sequence_level.rows import read_sounds, reported_splits
 from kdalign.errors import TamperedRun, UsageError, shorten
 from kdalign.files import (
     append_text,
@@ -257,14 +257,18 @@ class GenerationFolder:
                 temporary.write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
 
     def copy_splits(self, task: LanguageTask, names: Iterable[str]) -> None:
-        """Copy the splits other than train as they are; those of a hub data set are written as parquet."""
+        """Copy the splits other than train as they are; those of the hub, and of sounds, are written as parquet."""
         files = {file.name: file for file in other_files(task)}
         for name in names:
             with atomic_file(self.path / name) as temporary:
-                if task.source.folder is not None:
+                if _copies_files(task):
                     shutil.copyfile(files[name], temporary)
-                else:
-                    load_table(task.source, Path(name).stem).to_parquet(temporary, index=False)
+                    continue
+                table = load_table(task.source, Path(name).stem, text_files=True)
+                if task.modality == "audio":
+                    sounds = read_sounds(task, Path(name).stem, table)
+                    table = table.assign(**{task.columns[0]: [sounds.read(row) for row in range(len(sounds))]})
+                table.to_parquet(temporary, index=False)
 
     def finish(self, record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Write the record with the hashes of the folder's splits and of all that made them, and return it."""
@@ -296,14 +300,23 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def train_file(task: LanguageTask) -> str:
     """Return the name of the file in which the training split is written: parquet if the data are, else jsonl."""
     folder = task.source.folder
-    is_parquet = folder is None or file_format(split_files(folder, task.train, TEXT_FORMATS)[0]) == "parquet"
+    is_parquet = (
+        folder is None
+        or not _copies_files(task)
+        or file_format(split_files(folder, task.train, TEXT_FORMATS)[0]) == "parquet"
+    )
     return f"{task.train}.{'parquet' if is_parquet else 'jsonl'}"
 
 
+def _copies_files(task: LanguageTask) -> bool:
+    """True if splits are files whose content does not depend on where they are, as that of paths of sounds does."""
+    return task.source.folder is not None and task.modality == "text"
+
+
 def other_files(task: LanguageTask) -> list[Path]:
-    """List the files of the splits other than train; of a hub data set, the names that they are written under."""
+    """List the files of the splits other than train; of sounds and hub data, the names that they are written under."""
     folder = task.source.folder
-    if folder is None:
+    if folder is None or not _copies_files(task):
         return [Path(f"{split}.parquet") for split in reported_splits(task) if split != task.train]
     train = set(split_files(folder, task.train, TEXT_FORMATS))
     files = [

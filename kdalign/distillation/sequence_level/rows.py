@@ -1,11 +1,12 @@
 """Rows of a task's training split: what is answered, the reference, and the row with another answer in its place."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kdalign.data.media.rows import MediaItem, MediaRows
 from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks import Examples, LanguageTask
@@ -14,7 +15,8 @@ from kdalign.data.tasks.conversations import Conversation, Message
 from kdalign.data.tasks.generation_cases import PREFIX_WORDS
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.tasks.language import text_columns, texts_of
-from kdalign.data.tasks.loading import load_table, split_exists
+from kdalign.data.tasks.loading import load_table, split_exists, table_folder
+from kdalign.data.tasks.media_columns import read_media
 from kdalign.distillation.sequence_level.filters import ALONE
 from kdalign.errors import UsageError
 
@@ -32,15 +34,18 @@ class PromptRow:
 
     Attributes:
         number: number of the row in the split.
-        prompt: text to answer: a source, the beginning of a document, or a conversation up to its last answer as JSON.
+        prompt: text to answer: a source, the beginning of a document, a conversation up to its last answer as JSON, or
+            the name of a sound by its content.
         source: text by which the row is known in other splits: the source, the document, or all before the answer.
         references: correct answers in the data.
+        sound: sound to transcribe, which the prompt names; None for texts.
     """
 
     number: int
     prompt: str
     source: str
     references: tuple[str, ...]
+    sound: MediaItem | None = None
 
     @property
     def conversation(self) -> Conversation:
@@ -92,7 +97,12 @@ class TrainRows:
 
     @cached_property
     def _cells(self) -> dict[str, list[Any]]:
-        return {str(name): column_cells(self.table, name) for name in self.table.columns}
+        """Cells by column; of sounds the encoded bytes, since paths are relative to the folder of the data."""
+        cells = {str(name): list(column_cells(self.table, name)) for name in self.table.columns}
+        for row in self.rows:
+            if row.sound is not None:
+                cells[self.task.columns[0]][row.number] = row.sound.read()
+        return cells
 
 
 def check_task(task: object, name: str) -> LanguageTask:
@@ -110,7 +120,7 @@ def check_task(task: object, name: str) -> LanguageTask:
         return task
     raise UsageError(
         f"task {name!r} has no prompts that are answered by a text (accepted: translation, summarization, dialogue, "
-        "transcription, chat, lm, language-modeling, and tasks of these kinds)"
+        "transcription, speech-recognition, chat, lm, language-modeling, and tasks of these kinds)"
     )
 
 
@@ -124,6 +134,8 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
     table = table.iloc[: limit or len(table)].reset_index(drop=True)
     train = TrainRows(task, table, ())
     texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
+    if task.modality == "audio":
+        return replace(train, rows=tuple(_sound_rows(task, texts)))
     if task.pairs:
         pairs = enumerate(_pairs(task, texts))
         return replace(train, rows=tuple(PromptRow(number, source, source, known) for number, (source, known) in pairs))
@@ -139,6 +151,34 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
             f"{task.source}, split {task.train!r}: no document has two words, so that none can be continued"
         )
     return replace(train, rows=found, left_out=(("of one word or none", short),) if short else ())
+
+
+def _sound_rows(task: LanguageTask, table: "pd.DataFrame") -> Iterator[PromptRow]:
+    """Read sounds with their transcripts, which rows that are only to be transcribed lack.
+
+    Raises:
+        UsageError: no rows, no column of sounds, or a row without one.
+    """
+    sounds = read_sounds(task, task.train, table)
+    target = task.columns[1]
+    known = [""] * len(sounds)
+    if target in table.columns:
+        known = list(read_texts(table, target, f"{task.source}, split {task.train!r}", missing=""))
+    for row, (name, text) in enumerate(zip(sounds, known, strict=True)):
+        yield PromptRow(row, name, name, () if is_blank(text) else (text,), MediaItem(sounds, row))
+
+
+def read_sounds(task: LanguageTask, split: str, table: "pd.DataFrame") -> MediaRows:
+    """Read the sounds of a split.
+
+    Raises:
+        UsageError: no rows, no column of sounds, or a row without one.
+    """
+    where = f"{task.source}, split {split!r}"
+    if not len(table):
+        raise UsageError(f"{where} has no rows")
+    check_column(table, task.columns[0], f"task {task.name!r}", where)
+    return read_media(table, task.columns[0], "audio", where, table_folder(task.source, split))
 
 
 def _pairs(task: LanguageTask, table: "pd.DataFrame") -> list[tuple[str, tuple[str, ...]]]:
@@ -232,6 +272,8 @@ def sources_of(task: LanguageTask, split: str) -> list[str]:
     table = text_columns(task, load_table(task.source, split, text_files=True), where)
     column = task.columns[0]
     check_column(table, column, f"task {task.name!r}", where)
+    if task.modality == "audio":
+        return list(read_sounds(task, split, table))
     if task.kind != "chat":
         return list(read_texts(table, column, where, missing=""))
     chats = [Conversation.from_json(chat) for chat in texts_of(task, split, table).texts[0]]

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.chat_templates import check_template, render_prompt
 from kdalign.data.conversations import SourcePrompts
+from kdalign.data.media.readers import MediaReader, fingerprint
 from kdalign.data.tasks import LanguageTask
 from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.data.tokenization import special_frame
@@ -24,7 +25,7 @@ from kdalign.models import loading
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint, check_length, find_checkpoint, max_positions
 from kdalign.models.heads import LANGUAGE_HEADS, head_of
-from kdalign.models.tokenizer import load_tokenizer
+from kdalign.models.media_reader import check_modality, check_served, load_reader
 from kdalign.observer import Observer
 from kdalign.ranks import on_first_rank
 from kdalign.served import OPENAI_URL, ApiModel, Prompt, RequestSampling, ServedSettings
@@ -91,12 +92,14 @@ class LocalWriter:
         tokenizer: its tokenizer.
         task: task that is answered.
         settings: how it answers.
+        media: its reader of sounds; None for a model of text.
     """
 
     checkpoint: Checkpoint
     tokenizer: PreTrainedTokenizerBase
     task: LanguageTask
     settings: GenerateSettings
+    media: MediaReader | None = None
 
     @classmethod
     def find(cls, settings: GenerateSettings, task: LanguageTask) -> "LocalWriter":
@@ -104,6 +107,7 @@ class LocalWriter:
         check_device(settings.device)
         checkpoint = find_checkpoint(settings.teacher, settings.revision)
         family, name = layout_of(checkpoint.config).family, settings.teacher
+        check_modality(name, checkpoint.config.model_type, task)
         accepted = ("causal", "seq2seq") if task.pairs else ("causal",)
         if family not in accepted:
             which = "a causal model or an encoder-decoder" if task.pairs else "a causal model"
@@ -118,10 +122,12 @@ class LocalWriter:
         if settings.max_length is not None:
             check_length(checkpoint, settings.max_length)
         loading.check_weights(checkpoint, LANGUAGE_HEADS[family])
-        tokenizer = load_tokenizer(checkpoint)
+        reader = load_reader(checkpoint)
         if task.kind == "chat":
-            check_template(tokenizer)
-        return cls(checkpoint, tokenizer, task, settings)
+            check_template(reader.tokenizer)
+        if reader.media is not None:
+            _check_speech(settings)
+        return cls(checkpoint, reader.tokenizer, task, settings, reader.media)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -130,6 +136,7 @@ class LocalWriter:
             "teacher": self.settings.teacher,
             "teacher_hash": self.checkpoint.hash,
             "revision": self.checkpoint.revision,
+            **({} if self.media is None else {"feature_extractor": fingerprint(self.media)}),
         }
 
     @property
@@ -158,7 +165,8 @@ class LocalWriter:
             prompt = "".join(render_prompt(asked.messages, self.tokenizer, asked.tools))
             return GenerationCase(prompt, known, draw=draw, rendered=True)
         stop = "" if self._prompts is None else self._prompts.stop
-        return GenerationCase(row.prompt, known, stop=stop, draw=draw, continues=self.task.kind in DOCUMENTS)
+        continues = self.task.kind in DOCUMENTS
+        return GenerationCase(row.prompt, known, stop=stop, draw=draw, continues=continues, media=row.sound)
 
     @property
     def _prompts(self) -> SourcePrompts | None:
@@ -169,10 +177,20 @@ class LocalWriter:
     def _generation(self) -> GenerationSettings:
         plain = generation_settings(self.settings)
         longest = min(plain.max_length, max_positions(self.checkpoint.config))
-        return replace(plain, max_length=longest, prompts=self._prompts, prompt_length=self.settings.max_length)
+        language = self.settings.language or self.task.language
+        return replace(
+            plain,
+            max_length=longest,
+            prompts=self._prompts,
+            prompt_length=self.settings.max_length,
+            media=self.media,
+            language=language,
+        )
 
     def show_prompts(self, rows: Sequence[PromptRow]) -> list[str]:
-        """Write prompts with their special tokens."""
+        """Write prompts with their special tokens; of sounds, their names."""
+        if self.media is not None:
+            return [f"{row.sound.name} [{row.prompt}]" for row in rows if row.sound is not None]
         shown = []
         for case in self.cases([(row, 0) for row in rows]):
             if self.family == "seq2seq":
@@ -218,6 +236,20 @@ class LocalWriter:
         return {}
 
 
+def _check_speech(settings: GenerateSettings) -> None:
+    """Refuse settings that do not apply to sounds, whose transcripts are searched for and not drawn.
+
+    Raises:
+        UsageError: the option.
+    """
+    if settings.heat > 0:
+        raise UsageError("speech is transcribed greedily or by --beams: leave out --samples, --temperature and --top-p")
+    if settings.max_length is not None:
+        raise UsageError("--max-length is for prompts of tokens, and sounds have none: leave it out")
+    if "source_ratio" in settings.measures:
+        raise UsageError("source_ratio counts the words of sources, and sounds have none (accepted: words, ratio, wer)")
+
+
 class ServedWriter:
     """A model behind an API."""
 
@@ -225,8 +257,9 @@ class ServedWriter:
         """Check the model's name, URL and settings; nothing is sent.
 
         Raises:
-            UsageError: one of them is invalid, or documents are to be continued by a chat endpoint.
+            UsageError: one of them is invalid, documents are to be continued by a chat endpoint, or sounds to be read.
         """
+        check_served(settings.teacher, task)
         if settings.chat and task.kind in DOCUMENTS:
             raise UsageError(f"a chat endpoint continues no documents, as task {task.word!r} asks: leave --chat out")
         self._task, self._settings = task, settings
