@@ -34,7 +34,7 @@ MOST_BYTES = 8 * 2**30
 may be larger, and is then alone."""
 _DRAFT_SECONDS = 24 * 3600
 """Age from which on a file that is being written belongs to a process that was killed."""
-_CODES = {"F64": "f8", "F32": "f4", "I64": "i8", "I32": "i4", "U8": "u1"}
+_CODES = {"U16": "<u2", "F64": "f8", "F32": "f4", "I64": "i8", "I32": "i4", "U8": "u1"}
 _TYPES = {name: np.dtype(code) for name, code in _CODES.items()}
 
 

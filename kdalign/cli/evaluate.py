@@ -230,8 +230,9 @@ def eval_(
 
     Texts are continued (lm, language-modeling, masked-lm) or answered (translation, summarization, dialogue,
     transcription) by models of every family, local or served (openai:NAME, key in OPENAI_API_KEY), and shown with
-    baselines that need no model. A metric that a model cannot be scored by is a dash with the reason. Splits without
-    labels are never scored.
+    baselines that need no model. Sounds (speech-recognition) are transcribed, and their table has the real-time factor;
+    images (image-classification) are classified. A metric that a model cannot be scored by is a dash with the reason.
+    Splits without labels are never scored.
     """
     metrics = data.metric_names
     trust_code(output.allow, metrics or ())

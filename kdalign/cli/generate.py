@@ -25,9 +25,9 @@ class PromptOptions(TaskOptions):
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task with texts as answers: translation:A-B, summarization:A-B, dialogue:A-B, transcription:A-B "
-            "(names of columns), multi30k, wmt14, wmt16, xsum, cnn_dailymail, samsum, dialogsum, aeslc, a task file "
-            ".yaml, chat, lm:COLUMN or language-modeling."
+            help="Task with texts as answers: translation:A-B, summarization:A-B, dialogue:A-B, transcription:A-B or "
+            "speech-recognition:A-B (names of columns), multi30k, wmt14, wmt16, xsum, cnn_dailymail, samsum, "
+            "dialogsum, aeslc, a task file .yaml, chat, lm:COLUMN or language-modeling."
         ),
     ] = None
     limit: Annotated[

@@ -41,8 +41,8 @@ def inspect(
 ) -> None:
     """Inspect a run: similarity of student and teacher layer by layer, and examples on which they still differ.
 
-    Both models are loaded, and the student's start is rebuilt from the recipe: teacher and data must be where the run
-    read them.
+    Of a run over images or speech the example is one of its data; it takes no --text. Both models are loaded, and the
+    student's start is rebuilt from the recipe: teacher and data must be where the run read them.
     """
     trust_code(allow)
     finished = _finished_run(run)
@@ -54,10 +54,10 @@ def inspect(
 
     differing = find_disagreements(finished, max(examples, 1))
     watcher = new_watcher()
-    from kdalign.distillation.inspection import attention_on_text, layer_similarity, load_pair, most_disagreeing_text
+    from kdalign.distillation.inspection import attention_on, find_example, layer_similarity, load_pair
 
     pair = load_pair(finished, device, watcher)
-    attention = attention_on_text(pair, text or most_disagreeing_text(pair, differing), head)
+    attention = attention_on(pair, find_example(pair, text or (), differing), head)
     similarity = layer_similarity(pair)
     from kdalign.report.inspection import inspection_table
 
@@ -65,7 +65,8 @@ def inspect(
     if plots is not None:
         from kdalign.report.plots import draw_attention, draw_likeness, save_all
 
-        words = f", {similarity.tokens:,} tokens of {finished.record.task}'s training text"
+        unit = "tokens" if attention.modality == "text" else "positions"
+        words = f", {similarity.tokens:,} {unit} of {finished.record.task}'s train"
         pictures = [draw_likeness(similarity.before, similarity.after, similarity.pairs, words)]
         if attention.maps:
             pictures.append(draw_attention(attention.maps, attention.student_tokens, attention.teacher_tokens, head))

@@ -22,7 +22,9 @@ _RECIPE = pick_flags("teacher student set", _PANEL)
 class MeasureOptions:
     """Options that say what is measured and shown of models."""
 
-    seq_len: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "128"
+    seq_len: Annotated[
+        str | None, typer.Option(help="Lengths in tokens, separated by commas. Default 128; images have none.")
+    ] = None
     batch_size: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Examples per batch, for throughput and memory.")
     ] = 32
@@ -36,12 +38,14 @@ class MeasureOptions:
     revision: Annotated[str | None, typer.Option(help="The first model's revision on the hub.")] = None
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths in tokens.
+    def lengths(self) -> tuple[int, ...] | None:
+        """The lengths in tokens; None if none are given.
 
         Raises:
             UsageError: a word that is not a length.
         """
+        if self.seq_len is None:
+            return None
         words = [word.strip() for word in self.seq_len.split(",")]
         if not all(re.fullmatch("[1-9][0-9]{0,6}", word) for word in words):
             raise UsageError(

@@ -91,18 +91,24 @@ FLAGS = (
     Flag(
         "--tokenizer",
         "tokenizer",
-        "Tokenizer of a student that is cut or new: hub id, folder, or train:SIZE to train one on the training text.",
+        "Tokenizer of a student that is cut or new: hub id, folder, or train:SIZE to train one on the training "
+        "text (train:chars: its characters, for CTC).",
     ),
     Flag(
         "--task",
         "data.task",
-        "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
-        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B, "
-        "summarization:A-B, dialogue:A-B or transcription:A-B (names of columns), multi30k, wmt14, wmt16, xsum, "
-        "cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
+        "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification, image-classification; "
+        "for tokens lm, lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B, "
+        "summarization:A-B, dialogue:A-B, transcription:A-B or speech-recognition:A-B (names of columns), multi30k, "
+        "wmt14, wmt16, xsum, cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
     ),
     Flag("--multi-task", "multi_task.together", "Train one student for all tasks, with a head each.", bool),
-    Flag("--data", "data.folder", "Folder with <split>.parquet, .csv, .tsv or .jsonl.", metavar="DIR"),
+    Flag(
+        "--data",
+        "data.folder",
+        "Folder with <split>.parquet, .csv, .tsv or .jsonl, or folders of sounds or images.",
+        metavar="DIR",
+    ),
     Flag("--dataset", "data.dataset", "Data set on the hub, in place of the task's own.", metavar="HUB"),
     Flag("--config", "data.config", "Configuration of the hub data set."),
     Flag("--recipe", None, "Recipe in YAML; flags win over it.", Path, "FILE"),

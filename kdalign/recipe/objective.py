@@ -47,6 +47,9 @@ class ObjectiveWeights(Section):
     """Divergence between the student's distributions and the teacher's."""
     standardise: bool = False
     """Standardise both models' class logits to mean 0 and standard deviation 1 before they are compared."""
+    blank_frames: float = Field(1.0, ge=0, le=1)
+    """Weight, in the soft targets of a CTC model, of frames of which its teacher says that they have no label (the
+    blank) with a probability above 0.95: 1 counts all frames alike, 0 leaves these out."""
     terms: Mapping[str, Mapping[str, Any]] = {}
     """Further terms by name, built in or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
     schedule: Mapping[str, Mapping[str, Any]] = {}

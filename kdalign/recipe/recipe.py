@@ -45,7 +45,7 @@ class Recipe(Section):
     """The student's revision on the hub."""
     tokenizer: str | None = None
     """Tokenizer of a student that is cut out of the teacher or new: hub id, folder, or ``train:SIZE`` to train one on
-    the training text; the teacher's by default."""
+    the training text (``train:chars``: its characters, for CTC); the teacher's by default."""
     init: str = "uniform"
     """Teacher layers that a cut student starts from: the name of a fixed map, numbers such as ``1 3 5``, or
     ``random``."""

@@ -85,14 +85,15 @@ def _kinds(annotation: Any) -> set[Any]:
     }
 
 
-AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1}
+AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1, "crop": 0.1}
 """Default of ``data.augment.rate`` for each method."""
 
 
-_VIEWS, _NEW = ("spans", "cutoff"), ("masked-lm",)
+_VIEWS, _NEW, _IMAGES = ("spans", "cutoff"), ("masked-lm",), ("crop",)
 AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
-    "rate": _VIEWS + _NEW,
+    "rate": _VIEWS + _NEW + _IMAGES,
     "share": _VIEWS,
+    "flip": _IMAGES,
     **dict.fromkeys(("model", "copies", "candidates", "keep_labels", "seed"), _NEW),
 }
 """Methods that use each key of ``data.augment``."""
@@ -101,12 +102,14 @@ AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
 class AugmentSettings(Section):
     """Augmentation of the training rows."""
 
-    by: Literal["none", "masked-lm", "spans", "cutoff"] = "none"
+    by: Literal["none", "masked-lm", "spans", "cutoff", "crop"] = "none"
     """Method: ``masked-lm`` replaces words by a masked language model and adds the new texts; ``spans`` masks runs of
-    tokens and ``cutoff`` cuts tokens off, drawn for each row and epoch."""
+    tokens and ``cutoff`` cuts tokens off, drawn for each row and epoch; ``crop`` moves images."""
     rate: float | None = Field(None, gt=0, lt=1)
-    """Probability that a word is replaced (0.4 when left out), or the share of a row's tokens that is masked (0.15) or
-    cut off (0.1)."""
+    """Probability that a word is replaced (0.4 when left out); the share of a row's tokens that is masked (0.15) or
+    cut off (0.1); or the largest part of its height and width by which an image is moved (0.1)."""
+    flip: bool = False
+    """For ``crop``: mirror half of the images, left to right."""
     share: float = Field(0.5, gt=0, le=1)
     """For ``spans`` and ``cutoff``: probability that a row is changed in an epoch."""
     model: str | None = None
@@ -131,7 +134,7 @@ class AugmentSettings(Section):
     @property
     def corrupts(self) -> bool:
         """True if rows are changed as they are read."""
-        return self.by in ("spans", "cutoff")
+        return self.by in (*_VIEWS, *_IMAGES)
 
     @property
     def rate_used(self) -> float:
@@ -147,19 +150,24 @@ class AugmentSettings(Section):
         if self.by == "masked-lm":
             new = f"{self.copies} new text{'s' * (self.copies > 1)} of each labelled row"
             return f"{new}, {self.rate_used:.0%} of the words replaced by {self.model}"
+        if self.by == "crop":
+            mirrored = ", and half of them mirrored" if self.flip else ""
+            return f"images moved by up to {self.rate_used:.0%} of their size{mirrored}, seen by both models alike"
         if self.by == "spans":
             return f"{self.rate_used:.0%} of the tokens masked in runs, in {self.share:.0%} of an epoch's rows"
         return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
 
 
 class DataSettings(Section):
-    """Text to train on and to score on."""
+    """Text, sounds or images to train on and to score on."""
 
     task: tuple[str, ...]
     """Names of tasks or paths of task files. Several tasks train one student each, or one for all with
     ``multi_task.together``."""
     folder: str | None = None
-    """A folder with ``<split>.parquet|csv|tsv|jsonl``, or one such folder per task name."""
+    """A folder with ``<split>.parquet|csv|tsv|jsonl``, or one such folder per task name. Sounds and images are bytes or
+    files that a column names, or folders ``<split>``: by class, with ``metadata.csv`` (its column ``file_name``), or
+    with a transcript ``NAME.txt`` beside each sound."""
     dataset: str | None = None
     """A data set on the hub in place of the task's own."""
     config: str | None = None
@@ -307,8 +315,8 @@ class TrainSettings(Section):
     lora: int | None = Field(None, ge=1, le=10**6)
     """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()
-    """Parts of the student that are not trained: ``embeddings``, ``head``, ``layers=0-1`` (of each stack) or
-    ``layers=encoder:0``; several with commas."""
+    """Parts of the student that are not trained: ``embeddings``, ``head``, ``encoder`` (of an encoder-decoder),
+    ``layers=0-1`` (of each stack) or ``layers=encoder:0``; several with commas."""
     dropout: Share | None = None
     """Dropout of the student; its configuration's when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -343,10 +351,11 @@ class TrainSettings(Section):
     def _check_parts(cls, value: object) -> object:
         words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
         for word in words if isinstance(words, list | tuple) else ():
-            if not re.fullmatch(r"embeddings|head|layers=(\w+:)?[0-9]{1,9}(-[0-9]{1,9})?", str(word)):
-                near = did_you_mean(str(word), ("embeddings", "head", "layers"))
+            if not re.fullmatch(r"embeddings|head|encoder|layers=(\w+:)?[0-9]{1,9}(-[0-9]{1,9})?", str(word)):
+                near = did_you_mean(str(word), ("embeddings", "head", "encoder", "layers"))
                 raise ValueError(
-                    f"no part {word!r}{near} (accepted: embeddings, head, layers=N, layers=N-M, layers=STACK:N-M)"
+                    f"no part {word!r}{near} (accepted: embeddings, head, encoder, layers=N, layers=N-M, "
+                    "layers=STACK:N-M)"
                 )
         return words
 

@@ -82,6 +82,7 @@ TOKEN_TASKS = (
     "summarization",
     "dialogue",
     "transcription",
+    "speech-recognition",
     "chat",
 )
 EMBEDDING_TASK = "embedding"
@@ -98,6 +99,8 @@ EMBEDDING_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "train": {"epochs": 1.0, "dropout": 0.0},
 }
 """Defaults for embeddings, which have no labels; without dropout the training loss falls much further."""
+IMAGE_TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"data": {"max_length": 77}}
+"""Defaults for images with texts: the positions of the published CLIPs (Radford et al. 2021, arXiv:2103.00020)."""
 ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
 }
@@ -109,7 +112,9 @@ SERVED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"objective": {"beta": 0.0, "
 def task_defaults(task: str) -> Mapping[str, Mapping[str, Any]]:
     """Defaults of a task by its name."""
     kind = _kind_of(task)
-    return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
+    if kind in TOKEN_TASKS:
+        return LANGUAGE_DEFAULTS
+    return {EMBEDDING_TASK: EMBEDDING_DEFAULTS, "image-text": IMAGE_TEXT_DEFAULTS}.get(kind, {})
 
 
 def output_kind(task: str) -> str:
