@@ -11,6 +11,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate
 from kdalign.data.epochs import micro_batches
+from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tokenized_split import IGNORED
 from kdalign.distillation.map_layers import plan_layers
@@ -20,7 +21,6 @@ from kdalign.models import lora, student
 from kdalign.models.architecture import (
     CROSS,
     Layer,
-    accepted_inputs,
     attention_modules,
     block_paths,
     blocks,
@@ -30,6 +30,7 @@ from kdalign.models.architecture import (
 from kdalign.models.capture import CaptureSpec, capture, enable_capture, forward
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import head_of_class
+from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.profiling import profile_models
 from kdalign.objective.build import build_language_objective
@@ -311,8 +312,10 @@ def test_targets_are_the_text_itself(kind):
 def test_packed_documents_do_not_see_each_other_and_begin_at_position_zero(kind):
     pieces, net = tokenizer("causal"), model(kind)
     first, second = "the film was good", "we loved the plot and the acting"
-    together = adapter(kind).tokenize(Examples("train", ((first, second),), None), pieces, net.config, scored=False)
-    alone = adapter(kind).tokenize(Examples("train", ((second,),), None), pieces, net.config, scored=False)
+    together = adapter(kind).tokenize(
+        Examples("train", ((first, second),), None), InputReader(pieces, net.config), scored=False
+    )
+    alone = adapter(kind).tokenize(Examples("train", ((second,),), None), InputReader(pieces, net.config), scored=False)
 
     def features(data):
         batch = collate(data, [0])
@@ -362,7 +365,7 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
 
     def orders(asked):
         data = LanguageModelingAdapter(task, "permutation", 24, asked).tokenize(
-            texts, tokenizer("permutation"), config, scored=False
+            texts, InputReader(tokenizer("permutation"), config), scored=False
         )
         columns = {name: column[0] for name, column in data.columns.items()}
         return [data.corrupt(columns, np.random.default_rng(seed))["order"] for seed in range(3)]
@@ -370,7 +373,7 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
     drawn, straight = orders("drawn"), orders("left-to-right")
     assert drawn[0] != drawn[1]
     scored = LanguageModelingAdapter(task, "permutation", 24).tokenize(
-        texts, tokenizer("permutation"), config, scored=True
+        texts, InputReader(tokenizer("permutation"), config), scored=True
     )
     assert np.argsort(scored.columns["order"][0]).tolist() == np.argsort(straight[0]).tolist()
     assert straight[0] == straight[1] == sorted(straight[0])

@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "padding counted in features": (
         "objective/terms/base.py",
-        "mask = batch.answered if self.reads_target else batch.compared",
-        "mask = batch.answered if self.reads_target else batch.compared | True",
+        "else batch.patches if self.reads_image else batch.compared",
+        "else batch.patches if self.reads_image else batch.compared | True",
         "contract/test_numerics.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
@@ -335,7 +335,7 @@ MUTANTS = {
     ),
     "an encoder's mask on the decoder": (
         "objective/terms/base.py",
-        "mask = batch.answered if self.reads_target else batch.compared",
+        "mask = batch.answered if self.reads_target else batch.patches if self.reads_image else batch.compared",
         "mask = batch.tokens",
         "contract/test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
@@ -688,6 +688,102 @@ MUTANTS = {
         "generator = np.random.default_rng([seed, epoch])",
         "generator = np.random.default_rng([epoch])",
         "data/test_epochs.py",
+    ),
+    "prompt of speech asked for": (
+        "data/tokenization.py",
+        "[*[IGNORED] * (len(given) - 1), *ids]",
+        "[*given[1:], *ids]",
+        "contract/test_speech.py::test_the_decoder_reads_the_prompt_and_is_asked_for_the_transcript_and_its_end_worked_by_hand",
+    ),
+    "end of a transcript masked": (
+        "data/tokenization.py",
+        "[*[IGNORED] * (len(given) - 1), *ids]",
+        "[*[IGNORED] * (len(given) - 1), *ids[:-1], IGNORED]",
+        "contract/test_speech.py::test_soft_targets_are_on_the_transcript_and_its_end_alone",
+    ),
+    "special tokens found by the tokenizer's list": (
+        "data/tokenization.py",
+        "return ids[:start], ids[start + len(inner) :]",
+        "return [token for token in ids[:start] if token in tokenizer.all_special_ids], ids[start + len(inner) :]",
+        "contract/test_speech.py::test_the_prompt_is_the_one_that_generation_begins_with",
+    ),
+    "silence after a sound counted": (
+        "data/media/inputs.py",
+        "real = torch.arange(width) < lengths[:, None]",
+        "real = torch.ones(len(numbers), width, dtype=torch.bool)",
+        "contract/test_speech.py::test_positions_that_hold_sound_are_counted_and_no_others",
+    ),
+    "spectrum in bfloat16": (
+        "data/media/readers.py",
+        'torch.autocast("cpu", enabled=False)',
+        'torch.autocast("cpu", torch.bfloat16)',
+        "contract/test_speech.py::test_the_spectrum_is_computed_in_float32_whatever_the_training",
+    ),
+    "samples lost between chunks": (
+        "evaluation/transcription.py",
+        "sound = sound[end:]",
+        "sound = sound[end + 1 :]",
+        "contract/test_speech.py::test_a_long_sound_is_read_in_chunks_that_lose_no_sample",
+    ),
+    "sinusoidal positions trained": (
+        "models/loading.py",
+        "    _freeze_fixed(model)\n    shapes",
+        "    shapes",
+        "contract/test_speech.py::test_sinusoidal_positions_of_the_encoder_are_never_trained",
+    ),
+    "encodings of the first rows for any": (
+        "data/media/encodings.py",
+        "self.rows[np.asarray(numbers, dtype=np.int64)]",
+        "self.rows[: len(numbers)]",
+        "contract/test_media_runs.py::test_sounds_that_are_encoded_once_give_the_losses_of_sounds_that_are_encoded_each_time",
+    ),
+    "grid transposed": (
+        "models/grids.py",
+        "reshape(len(cells), -1, own.rows, own.columns)",
+        "reshape(len(cells), -1, own.columns, own.rows)",
+        "contract/test_images.py::test_features_are_moved_to_a_grid_by_the_means_of_its_cells_worked_by_hand",
+    ),
+    "class token taken for the first cell": (
+        "models/grids.py",
+        "features[:, own.class_tokens :]",
+        "features[:, max(0, own.class_tokens - 1) :][:, : own.rows * own.columns]",
+        "contract/test_images.py::test_features_are_moved_to_a_grid_by_the_means_of_its_cells_worked_by_hand",
+    ),
+    "last class token kept for the first": (
+        "models/grids.py",
+        "features[:, : wanted.class_tokens]",
+        "features[:, own.class_tokens - wanted.class_tokens : own.class_tokens]",
+        "contract/test_images.py::test_both_models_are_compared_cell_by_cell_on_the_common_grid",
+    ),
+    "height for width in the shape of a grid": (
+        "models/grids.py",
+        "zip(image, (grid.rows, grid.columns), strict=True)",
+        "zip(image, (grid.columns, grid.rows), strict=True)",
+        "contract/test_images.py::test_a_grid_is_found_by_its_number_of_cells_whatever_the_image",
+    ),
+    "maps of a convolution read column by column": (
+        "models/capture.py",
+        "hidden.flatten(2).transpose(1, 2) if",
+        "hidden.transpose(2, 3).flatten(2).transpose(1, 2) if",
+        "contract/test_images.py::test_what_is_captured_is_what_the_model_computes",
+    ),
+    "changed image seen by the student alone": (
+        "data/media/inputs.py",
+        "again = decoded\n",
+        "again = [theirs.decode(self.rows.read(row), self.rows.name(row)) for row in numbers]\n",
+        "contract/test_images.py::test_both_models_see_the_same_changed_image_though_they_read_it_in_their_own_ways",
+    ),
+    "changes of images drawn by batch": (
+        "data/media/inputs.py",
+        "np.random.default_rng([*draw, row])",
+        "np.random.default_rng([*draw, numbers[0]])",
+        "contract/test_images.py::test_a_change_depends_on_seed_epoch_and_row_alone",
+    ),
+    "teacher reads the student's pixels": (
+        "data/media/inputs.py",
+        "others = theirs.inputs(again)",
+        "others = self.reader.inputs(again)",
+        "contract/test_images.py::test_each_model_reads_images_of_its_own_size_and_normalisation",
     ),
 }
 

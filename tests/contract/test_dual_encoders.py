@@ -1,0 +1,115 @@
+"""Pairs of image and text: what both towers are compared by, what is exported, and what a class's caption finds."""
+
+import json
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+import kdalign
+from kdalign.data.batches import collate
+from kdalign.data.tasks import find_task
+from kdalign.distillation.prepare import prepare
+from kdalign.distillation.tokenize import student_tokenizer, tokenize_run
+from kdalign.evaluation.request import EvalRequest
+from kdalign.models.capture import CaptureSpec, forward
+from kdalign.recipe import build_recipe
+from support.media import encode_image
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
+SETTINGS = ("data.max_length=16", "train.batch_size=8", "train.precision=fp32", "train.profile=false")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of one colour with a little noise, some of them dark, and words for them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split, count in {"train": 32, "validation": 12}.items():
+        rows = np.random.default_rng(count)
+        names = [list(COLOURS)[row % 4] for row in range(count)]
+        dark = [row % 3 == 0 for row in range(count)]
+        shades = [np.array(COLOURS[name]) // (1 + 2 * each) for name, each in zip(names, dark, strict=True)]
+        noisy = [np.clip(shade + rows.integers(-9, 9, (8, 8, 3)), 0, 255).astype(np.uint8) for shade in shades]
+        texts = [f"a {'dark ' * each}{name} square" for name, each in zip(names, dark, strict=True)]
+        table = {"image": [encode_image(image) for image in noisy], "text": texts, "label": names}
+        pd.DataFrame(table).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def recipe(folder, out, *settings, **keys):
+    data = {"task": ["image-text"], "folder": str(folder)}
+    return build_recipe(None, {"data": data, "out": str(out), **keys}, [*SETTINGS, *settings])
+
+
+@pytest.fixture(scope="module")
+def teacher(folder, tmp_path_factory):
+    """A dual encoder that has learned the colours."""
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    student = "new:clip,layers=2,width=32,heads=2,image=8,patch=4,joint=16,positions=16"
+    settings = ("train.epochs=40", "train.lr=3e-3")
+    (record,) = kdalign.distill(recipe(folder, out, *settings, teacher="none", student=student, tokenizer="train:300"))
+    assert record.first_scores.student[0].value > 80  # of 12 pairs, equal texts count alike
+    return out / "student"
+
+
+def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformers_alone(folder, teacher, tmp_path):
+    given = recipe(folder, tmp_path / "run", teacher=str(teacher), student="layers=1")
+    (record,) = kdalign.distill(given)
+    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    terms = next(line for line in history if line["kind"] == "step")["parts"]
+    assert {"contrastive", "similarity", "embedding", "cosine vision", "cosine text", "attention text"} <= set(terms)
+    place = tmp_path / "run/student"
+    model = AutoModel.from_pretrained(place).eval()
+    images, texts = pd.read_parquet(folder / "validation.parquet")[["image", "text"]].T.to_numpy()
+    read = AutoTokenizer.from_pretrained(place)(list(texts), padding=True, return_tensors="pt")
+    pictures = [Image.open(BytesIO(image)).convert("RGB") for image in images]
+    pixels = AutoImageProcessor.from_pretrained(place, backend="pil")(pictures, return_tensors="pt")
+    with torch.no_grad():
+        found = model(read["input_ids"], pixels["pixel_values"], attention_mask=read["attention_mask"])
+    best = found.logits_per_image.argmax(dim=1).numpy()
+    scores = {score.metric: score.value for score in record.first_scores.student}
+    assert scores["i2t_recall_1"] == pytest.approx(100 * np.mean(texts[best] == texts))
+
+
+def test_padding_of_a_text_moves_neither_tower(folder, teacher, tmp_path):
+    run = prepare(recipe(folder, tmp_path / "run", teacher=str(teacher), student="layers=1"))
+    texts = tokenize_run(run, student_tokenizer(run))
+    model = AutoModel.from_pretrained(teacher).eval()
+    rows = [0, 1, 2, 3]
+    short, long = collate(texts.train, rows), collate(texts.train, rows, width=15)
+    assert long.real.size(1) == 15
+    assert long.real.sum() == short.real.sum()
+    assert short.patches.shape == (4, 5)
+    assert bool(short.patches.all())
+    with torch.no_grad():
+        one, other = (forward(model, batch.inputs, CaptureSpec(), None) for batch in (short, long))
+    torch.testing.assert_close(one.text_features, other.text_features)
+    torch.testing.assert_close(one.image_features, other.image_features)
+
+
+def test_a_dual_encoder_finds_the_class_of_an_image_by_a_caption_of_each(folder, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colours.yaml").write_text(
+        "kind: image-classification\ncolumns: image\nlabels: [red, green, blue, white]\nprompt: a {label} square\n"
+    )
+    task = find_task("colours.yaml", str(folder))
+    assert task.captions == tuple(f"a {name} square" for name in COLOURS)
+    request = EvalRequest(task=("colours.yaml",), folder=str(folder))
+    ((result,),) = [kdalign.evaluate([str(teacher)], request)]
+    tokenizer, model = AutoTokenizer.from_pretrained(teacher), AutoModel.from_pretrained(teacher).eval()
+    processor = AutoImageProcessor.from_pretrained(teacher, backend="pil")
+    table = pd.read_parquet(folder / "validation.parquet")
+    pictures = [Image.open(BytesIO(image)).convert("RGB") for image in table.image]
+    captions = tokenizer(list(task.captions), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(
+            captions["input_ids"],
+            processor(pictures, return_tensors="pt")["pixel_values"],
+            attention_mask=captions["attention_mask"],
+        ).logits_per_image
+    right = np.array([list(COLOURS).index(name) for name in table.label])
+    assert result.scores[0].value == pytest.approx(100 * np.mean(logits.argmax(dim=1).numpy() == right))

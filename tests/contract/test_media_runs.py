@@ -1,0 +1,194 @@
+"""Runs on images and speech from the command line: what they export, how they resume, sounds encoded once."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+)
+
+from kdalign.data.media.rows import MediaItem
+from kdalign.data.tasks.generation_cases import GenerationCase
+from kdalign.evaluation.decoding import GenerationSettings
+from kdalign.evaluation.transcription import transcribe
+from kdalign.models import student
+from support.commands import run_in
+from support.covering import first_only
+from support.media_setting import (
+    CLASSES,
+    IMAGE_TYPES,
+    RATE,
+    load,
+    reader_of,
+    rows_of,
+    save_image_data,
+    save_image_model,
+    save_speech_data,
+    save_whisper,
+    spoken,
+    striped,
+)
+from support.ranks import each_step, on_ranks
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders of images and of speech, and their teachers."""
+    folder = tmp_path_factory.mktemp("media")
+    save_image_data(folder / "images")
+    save_speech_data(folder / "speech", rows=8)
+    for kind in ("vit", "resnet"):
+        save_image_model(folder / kind, IMAGE_TYPES[kind])
+    save_whisper(folder / "whisper")
+    return folder
+
+
+def words(place, teacher, out, *more, data=None):
+    """A short run of a teacher in this folder, or elsewhere, on images or, if it is a Whisper, on speech."""
+    speech = "whisper" in str(teacher)
+    task = ("--task", "speech-recognition", "--max-length", "40") if speech else ("--task", "image-classification")
+    return [
+        "distill", "--teacher", place / teacher, *task, "--data", data or place / ("speech" if speech else "images"),
+        "--max-steps", STEPS, "--batch-size", "8", "--precision", "fp32", "--device", "cpu", "--eval-every", "3",
+        "--set", "train.checkpoint_every=3", "--allow", "weak-teacher", "--out", out, *more,
+    ]  # fmt: skip
+
+
+CROP = ("--set", "data.augment.by=crop", "--set", "data.augment.flip=true", "--delta", "0")
+
+
+@pytest.fixture(scope="module")
+def image_run(place):
+    run_in(place, *words(place, "vit", "image-run", "--student", "layers=2", *CROP))
+    return place / "image-run"
+
+
+@pytest.fixture(scope="module")
+def speech_run(place):
+    run_in(place, *words(place, "whisper", "speech-run", "--student", "layers=2"))
+    return place / "speech-run"
+
+
+def test_an_exported_student_of_images_answers_alike_in_plain_transformers(image_run):
+    model = AutoModelForImageClassification.from_pretrained(image_run / "student").eval()
+    processor = AutoImageProcessor.from_pretrained(image_run / "student", backend="pil")
+    assert (len(model.vit.layers), model.config.id2label) == (2, dict(enumerate(CLASSES)))
+    found = pd.read_parquet(image_run / "predictions" / "validation.parquet")
+    shown = sorted(range(1000, 1008), key=lambda number: number % 2)  # a folder of each class, one after the other
+    assert found["label"].tolist() == [number % 2 for number in shown]
+    with torch.no_grad():
+        logits = model(**processor([striped(number) for number in shown], return_tensors="pt")).logits
+    told = torch.tensor(found[[f"logit/{name}" for name in CLASSES]].to_numpy())
+    torch.testing.assert_close(told, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_exported_student_of_speech_writes_alike_in_plain_transformers(speech_run):
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(speech_run / "student").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(speech_run / "student")
+    tokenizer = AutoTokenizer.from_pretrained(speech_run / "student")
+    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
+    reader = reader_of(speech_run / "student")
+    rows = rows_of("audio", [spoken(number)[0] for number in range(3)])
+    cases = [GenerationCase("", ("",), media=MediaItem(rows, number)) for number in range(3)]
+    answers = transcribe(load(speech_run / "student"), reader.tokenizer, cases, GenerationSettings(media=reader.media))
+    sounds = [reader.media.decode(rows.read(number), "a") for number in range(3)]
+    features = extractor(sounds, sampling_rate=RATE, return_tensors="pt").input_features
+    # As many tokens as the decoder has positions for after the longest prompt.
+    written = tokenizer.batch_decode(
+        model.generate(features, do_sample=False, max_new_tokens=36), skip_special_tokens=True
+    )
+    assert [answer.text for answer in answers] == [text.strip() for text in written]
+    assert any(written)
+
+
+RUNS = {
+    "changed images": ("vit", ("--student", "layers=2", *CROP)),
+    "batch norm": ("resnet", ("--student", "new:resnet,depths=1-1,widths=8-16,image=28", *CROP)),
+    "speech": ("whisper", ("--student", "layers=2")),
+}
+
+
+@pytest.mark.parametrize("name", first_only(RUNS, quick=2))
+def test_a_run_stopped_and_resumed_ends_in_the_weights_of_one_never_stopped(place, kdalign, stopped, tmp_path, name):
+    kind, more = RUNS[name]
+    assert kdalign(*words(place, kind, "whole", *more))[0] == 0
+    assert stopped(*words(place, kind, "halves", *more))[0] == 9
+    status, _, err = kdalign("distill", "--out", "halves", "--resume")
+    assert status == 0, err
+    assert "resumed after step 3" in err
+    for name in ("student/model.safetensors", "history.jsonl", "predictions/validation.parquet"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "more"), [("vit", CROP), ("whisper", ())], ids=["images", "speech"])
+def test_two_ranks_take_the_steps_of_one_process(place, tmp_path, kind, more):
+    still = ("--student", "layers=2", "--set", "train.dropout=0", *more)
+    run_in(tmp_path, *words(place, kind, tmp_path / "one", *still))
+    on_ranks(2, run_in, tmp_path, *words(place, kind, tmp_path / "two", *still))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert json.loads((two / "record.json").read_text())["training"]["ranks"] == 2
+    assert each_step(two, "loss") == pytest.approx(each_step(one, "loss"), abs=1e-4, rel=1e-5)
+    assert each_step(two, "gradient_norm") == pytest.approx(each_step(one, "gradient_norm"), rel=1e-3)
+
+
+ONCE = ("--set", "train.freeze=encoder", "--set", "train.dropout=0", "--delta", "1")
+CUT = "layers=encoder:4,decoder:2"
+
+
+def test_sounds_that_are_encoded_once_give_the_losses_of_sounds_that_are_encoded_each_time(place, kdalign, tmp_path):
+    small = student.copy_layers(load(place / "whisper"), {"encoder": range(4), "decoder": (1, 3)})
+    small.save_pretrained(tmp_path / "small")
+    reader_of(place / "whisper").save(tmp_path / "small")
+    status, _, err = kdalign(*words(place, "whisper", "once", "--student", CUT, *ONCE))
+    assert status == 0, err
+    assert "sounds are encoded once" in err
+    # A checkpoint of the same weights is encoded each time: that it shares its teacher's encoder is not known.
+    status, _, err = kdalign(*words(place, "whisper", "each", "--student", "small", *ONCE))
+    assert status == 0, err
+    assert "encoded once" not in err
+    once, each = tmp_path / "once", tmp_path / "each"
+    assert each_step(once, "gradient_norm") == pytest.approx(each_step(each, "gradient_norm"), rel=1e-5)
+    for parts, again in zip(each_step(once, "parts"), each_step(each, "parts"), strict=True):
+        of_decoder = {name.removesuffix(" decoder"): each for name, each in again.items() if "encoder" not in name}
+        assert of_decoder == pytest.approx(parts, rel=1e-5, abs=1e-7)
+        assert set(parts) == {"hard", "soft", "cosine", "attention", "attention cross"}
+    theirs = load_file(place / "whisper" / "model.safetensors")
+    ours = load_file(once / "student" / "model.safetensors")
+    encoder = [name for name in ours if name.startswith("model.encoder.")]
+    assert len(encoder) > 60
+    assert all(torch.equal(ours[name], theirs[name]) for name in encoder)
+    assert not torch.equal(ours["model.decoder.layers.0.fc1.weight"], theirs["model.decoder.layers.1.fc1.weight"])
+
+
+@pytest.mark.slow
+def test_encodings_are_kept_for_the_same_encoder_and_sounds_alone(place, kdalign, tmp_path):
+    def kept(teacher, data):
+        """Files of kept encodings after a run; one that is written again is another."""
+        more = ("--student", CUT, *ONCE, "--overwrite")
+        status, _, err = kdalign(*words(place, teacher, "out", *more, data=data))
+        assert status == 0, err
+        files = Path(os.environ["KDALIGN_CACHE"], "encodings").rglob("*.safetensors")
+        return {file: file.stat().st_ino for file in files}
+
+    first = kept("whisper", place / "speech")
+    loss = each_step(tmp_path / "out", "loss")
+    assert first
+    assert kept("whisper", place / "speech") == first
+    assert each_step(tmp_path / "out", "loss") == loss
+    save_whisper(tmp_path / "other-whisper", seed=1)
+    other = kept(tmp_path / "other-whisper", place / "speech")
+    assert first.items() < other.items()
+    more = kept("whisper", save_speech_data(tmp_path / "longer", rows=9))
+    assert other.items() < more.items()
