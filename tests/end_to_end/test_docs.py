@@ -12,6 +12,7 @@ import yaml
 
 from kdalign.cli import main
 from support.covering import one_of_each
+from support.media_setting import save_captions, save_image_data, save_speech_data, save_whisper
 from support.tiny import sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,16 @@ def commands_of(page):
     return [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("kdalign ")]
 
 
+def run(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0, command
+
+
 def run_commands(page, monkeypatch):
     for command in commands_of(page):
-        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        assert exit_.value.code == 0, command
+        run(command, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,10 @@ def reader(teacher, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     for name, target in {"teacher": teacher, "sst2": data, "encoder": teacher, "examples": ROOT / "examples"}.items():
         (folder / name).symlink_to(target)
+    save_image_data(folder / "digits", size=(16, 16))
+    save_captions(folder / "digits-captions")
+    save_speech_data(folder / "speech")
+    save_whisper(folder / "untrained", layers=2, positions=256)
     (folder / "pairs").mkdir()
     pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet(folder / "pairs/train.parquet")
     pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
@@ -52,6 +61,9 @@ def reader(teacher, data, tmp_path_factory):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("KDALIGN_CACHE", str(folder / "cache"))
         run_commands(README, monkeypatch)
+        trained = "distill --teacher none --student ./untrained --task speech-recognition --data ./speech --lr 3e-3"
+        run(f"kdalign {trained} --max-steps 100 --out first", monkeypatch)
+        (folder / "whisper").symlink_to(folder / "first" / "student")
     return folder
 
 

@@ -33,7 +33,7 @@ def folder(path: Path, table: pd.DataFrame, *splits: str) -> Path:
 
 
 def test_the_recipe_knows_the_tasks_of_tokens_by_the_same_names():
-    assert {*TOKEN_TASKS, EMBEDDING_TASK} == set(FAMILIES)
+    assert {*TOKEN_TASKS, EMBEDDING_TASK, "image-text"} == set(FAMILIES)
 
 
 def test_tokens_start_from_other_defaults_than_classes_and_flags_win_over_both():
