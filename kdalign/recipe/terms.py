@@ -63,9 +63,7 @@ TERM_FACTS: Mapping[str, TermFacts] = {
             key="alpha",
             says="distance from the teacher's embeddings, by direction and by similarity of texts",
         ),
-        TermFacts(
-            "contrastive", "labels", "nats", key="hard", says="finding the text of an image, and the image of a text"
-        ),
+        TermFacts("contrastive", "labels", "nats", key="hard"),
         TermFacts("similarity", "answers", "teacher's spreads", key="alpha"),
         TermFacts("cosine", "layers", "1 − cosine", key="beta", says="cosine between hidden states", short="cos"),
         TermFacts(
