@@ -75,7 +75,7 @@ def _as_rank(rank, count, port, results, work, args):
     AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
     os.environ.update(
         {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "RANK": str(rank),
-         "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+         "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     )  # fmt: skip
     torch.set_num_threads(1)  # a fork has none of its parent's
     try:
