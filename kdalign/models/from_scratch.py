@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from kdalign.models.architecture import language_model_class, new_model
 from kdalign.models.heads import OWN_HEADS, auto_class
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.new_image_models import ImageSpec, is_image_type, parse_image_spec
+from kdalign.models.new_model_settings import read_dropout, read_settings, read_size
 from kdalign.models.new_speech_models import SpeechSpec, is_speech_type, parse_speech_spec
 
 _LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -72,7 +72,7 @@ def parse_scratch_spec(text: str) -> ScratchSpec | ImageSpec | SpeechSpec:
     """
     if not text.startswith("new:"):
         raise UsageError(f"new model {text!r}: accepted is new:TYPE,key=value,... (types: {', '.join(NEW_TYPES)})")
-    model_type, *settings = text.removeprefix("new:").split(",")
+    model_type = text.removeprefix("new:").partition(",")[0]
     if model_type not in NEW_TYPES:
         raise unknown("type of a new model", model_type, NEW_TYPES)
     if is_image_type(model_type):
@@ -84,16 +84,9 @@ def parse_scratch_spec(text: str) -> ScratchSpec | ImageSpec | SpeechSpec:
     accepted += [f"{stack}_layers" for stack in stacks] if len(stacks) > 1 else []
     accepted += ["kv_heads"] if model_type in _LLAMAS else []
     accepted += ["dropout"] if _DROPOUTS[model_type] else []
-    given: dict[str, str] = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in accepted:
-            raise unknown(f"setting of new:{model_type}", key, accepted)
-        if key in given:
-            raise UsageError(f"new model {text!r} gives {key} twice (accepted: each setting once)")
-        given[key] = value
-    dropout = _probability(given.pop("dropout", "0.1")) if _DROPOUTS[model_type] else 0.0
-    numbers = {key: _positive(key, value) for key, value in given.items()}
+    given = read_settings(text, accepted)
+    dropout = read_dropout(given.pop("dropout", "0.1")) if _DROPOUTS[model_type] else 0.0
+    numbers = {key: read_size(key, value) for key, value in given.items()}
     width = numbers.get("width", 256)
     heads = numbers.get("heads", max(1, width // 64))
     new = ScratchSpec(
@@ -108,18 +101,6 @@ def parse_scratch_spec(text: str) -> ScratchSpec | ImageSpec | SpeechSpec:
     )
     _check(new)
     return new
-
-
-def _positive(key: str, value: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,6}", value):
-        raise UsageError(f"{key}={value} (accepted: {key}=N, a whole number from 1 to 9999999)")
-    return int(value)
-
-
-def _probability(value: str) -> float:
-    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", value):
-        raise UsageError(f"dropout={value} (accepted: dropout=P, 0 <= P < 1, such as 0.1)")
-    return float(value)
 
 
 def _check(new: ScratchSpec) -> None:

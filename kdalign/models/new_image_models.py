@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.errors import UsageError, unknown
+from kdalign.errors import UsageError
 from kdalign.models.heads import HeadKind, auto_class
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.new_model_settings import read_dropout, read_settings
 
 _TRANSFORMER = {"layers": "4", "width": "192", "heads": "3", "feed_forward": "", "image": "224", "patch": "16"}
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
@@ -80,17 +81,10 @@ def parse_image_spec(text: str) -> ImageSpec:
     Raises:
         UsageError: an unknown key, or sizes that no model can have.
     """
-    model_type, *settings = text.removeprefix("new:").split(",")
-    values, given = dict(_SETTINGS[model_type]), set[str]()
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in values:
-            raise unknown(f"setting of new:{model_type}", key, list(values))
-        if key in given:
-            raise UsageError(f"new model {text!r} gives {key} twice (accepted: each setting once)")
-        given.add(key)
-        values[key] = value
-    dropout = _probability(values.pop("dropout", "0"))
+    model_type = text.removeprefix("new:").partition(",")[0]
+    given = read_settings(text, list(_SETTINGS[model_type]))
+    values = {**_SETTINGS[model_type], **given}
+    dropout = read_dropout(values.pop("dropout", "0"))
     if values.get("feed_forward") == "":
         del values["feed_forward"]
     sizes = {key: _numbers(key, value) for key, value in values.items()}
@@ -119,12 +113,6 @@ def _numbers(key: str, value: str) -> tuple[int, ...]:
         shown = f"{key}=N-N-N, whole numbers" if several else f"{key}=N, a whole number"
         raise UsageError(f"{key}={value} (accepted: {shown} from 1 to 999999)")
     return tuple(map(int, parts))
-
-
-def _probability(value: str) -> float:
-    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", value):
-        raise UsageError(f"dropout={value} (accepted: dropout=P, 0 <= P < 1, such as 0.1)")
-    return float(value)
 
 
 def _check(spec: ImageSpec) -> None:

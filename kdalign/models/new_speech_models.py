@@ -1,13 +1,13 @@
 """Sizes of a CTC model of speech that is built from scratch, such as ``new:wav2vec2,layers=4,width=192,conv=64``."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers import AutoConfig, PretrainedConfig
 
-from kdalign.errors import UsageError, unknown
+from kdalign.errors import UsageError
 from kdalign.models.heads import HeadKind, auto_class
+from kdalign.models.new_model_settings import read_dropout, read_settings, read_size
 
 TYPES = ("wav2vec2", "hubert", "wavlm")
 _SETTINGS: Mapping[str, str] = {
@@ -80,20 +80,11 @@ def parse_speech_spec(text: str) -> SpeechSpec:
     Raises:
         UsageError: an unknown key, or sizes that no model can have.
     """
-    model_type, *settings = text.removeprefix("new:").split(",")
-    values, given = dict(_SETTINGS), set[str]()
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in values:
-            raise unknown(f"setting of new:{model_type}", key, list(values))
-        if key in given:
-            raise UsageError(f"new model {text!r} gives {key} twice (accepted: each setting once)")
-        given.add(key)
-        values[key] = value
-    dropout = values.pop("dropout")
-    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", dropout):
-        raise UsageError(f"dropout={dropout} (accepted: dropout=P, 0 <= P < 1, such as 0.1)")
-    sizes = {key: _positive(key, value) for key, value in values.items() if value or key in given}
+    model_type = text.removeprefix("new:").partition(",")[0]
+    given = read_settings(text, list(_SETTINGS))
+    values = {**_SETTINGS, **given}
+    dropout = read_dropout(values.pop("dropout"))
+    sizes = {key: read_size(key, value) for key, value in values.items() if value or key in given}
     width = sizes["width"]
     spec = SpeechSpec(
         model_type=model_type,
@@ -102,7 +93,7 @@ def parse_speech_spec(text: str) -> SpeechSpec:
         heads=sizes.get("heads", max(1, width // 64)),
         feed_forward=sizes.get("feed_forward", 4 * width),
         conv=sizes["conv"],
-        dropout=float(dropout),
+        dropout=dropout,
     )
     if width % spec.heads or width % _GROUPS:
         raise UsageError(
@@ -110,9 +101,3 @@ def parse_speech_spec(text: str) -> SpeechSpec:
             f"width that is a multiple of {_GROUPS})"
         )
     return spec
-
-
-def _positive(key: str, value: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,6}", value):
-        raise UsageError(f"{key}={value} (accepted: {key}=N, a whole number from 1 to 9999999)")
-    return int(value)
