@@ -12,7 +12,6 @@ from kdalign.errors import UsageError
 from kdalign.models.capture import Activations, CaptureSpec, forward
 from kdalign.objective.build import build_pair_objective
 from kdalign.objective.losses import pair_contrast, pair_similarity
-from kdalign.objective.objective import SOFTENED
 from kdalign.objective.terms import PairContrast, PairSimilarity
 from kdalign.recipe import ObjectiveWeights
 
@@ -77,5 +76,9 @@ def test_a_group_too_small_to_compare_still_reaches_both_towers_and_the_scale():
         assert all(grad is not None for grad in torch.autograd.grad(loss, parts))
 
 
-def test_the_temperature_of_pairs_follows_a_schedule():
-    assert issubclass(PairSimilarity, SOFTENED)
+def test_the_temperature_and_the_weight_of_labels_follow_their_schedules():
+    moving = {"temperature": {"to": 1.0}, "hard": {"to": 3.0}}
+    weights = ObjectiveWeights(hard=1, alpha=1, beta=0, gamma=0, delta=0, temperature=4, schedule=moving)
+    begun, ended = (build_pair_objective(weights, None).at(place).terms for place in (0.0, 1.0))
+    assert [each["similarity"][1].temperature for each in (begun, ended)] == [4.0, 1.0]
+    assert [each["contrastive"][0] for each in (begun, ended)] == [1.0, 3.0]
