@@ -15,8 +15,12 @@ from kdalign.data.batches import collate
 from kdalign.data.tasks import find_task
 from kdalign.distillation.prepare import prepare
 from kdalign.distillation.tokenize import student_tokenizer, tokenize_run
+from kdalign.errors import UsageError
 from kdalign.evaluation.request import EvalRequest
+from kdalign.evaluation.zero_shot import classify_by_captions
 from kdalign.models.capture import CaptureSpec, forward
+from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.media_reader import load_reader
 from kdalign.recipe import build_recipe
 from support.media import encode_image
 
@@ -113,3 +117,11 @@ def test_a_dual_encoder_finds_the_class_of_an_image_by_a_caption_of_each(folder,
         ).logits_per_image
     right = np.array([list(COLOURS).index(name) for name in table.label])
     assert result.scores[0].value == pytest.approx(100 * np.mean(logits.argmax(dim=1).numpy() == right))
+
+
+def test_captions_whose_end_cannot_be_found_are_refused(folder, teacher):
+    """Each would be embedded at its first token: all captions alike, and the first class for every image."""
+    reader = load_reader(find_checkpoint(str(teacher)))
+    reader.config.text_config.eos_token_id += 1
+    with pytest.raises(UsageError, match="takes a text's embedding at its end token"):
+        classify_by_captions(None, reader, None, None, None)
