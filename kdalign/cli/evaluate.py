@@ -154,6 +154,14 @@ class ServerOptions:
 class TableOptions:
     """Options for files and tables."""
 
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score the rows and tasks of a suite (.yaml) into one table; what was scored before is kept.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -208,6 +216,7 @@ class OutputOptions:
         "kdalign eval ./bert ./gpt ./xlnet --task lm:sst2 --data ./glue --metrics ppl,bits_per_byte,bleu,rouge,cer",
         "kdalign eval openai:gpt-4o --task sst2 --data ./sst2 --limit 200 --max-requests 500",
         "kdalign eval openai:mine --base-url http://127.0.0.1:8000/v1 --task lm:sst2 --data ./sst2 --metrics bleu,cer",
+        "kdalign eval --suite table1.yaml --reference paper-table-1.yaml",
         "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
         "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
         "torchrun --nproc_per_node 2 -m kdalign eval runs/mine",
@@ -234,30 +243,49 @@ def eval_(
     images (image-classification) are classified. A metric that a model cannot be scored by is a dash with the reason.
     Splits without labels are never scored.
     """
-    metrics = data.metric_names
-    trust_code(output.allow, metrics or ())
     form = _check_form(table, output.as_json)
-    if table.predictions is not None:
+    if table.suite is not None:
+        _check_unread(context, _OF_SUITES, "a suite, whose file says what is scored and how")
+        results = _score_suite(table.suite, _request(data, answers, server, table, output), output.allow)
+        form = form or "rich"
+    elif table.predictions is not None:
         if models or data.task or data.data or data.dataset or output.limit or answers.noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
-        _check_unread(context)
-        if rank():  # a file takes one process
-            return
-        scored = _score_file(table.predictions, metrics, answers.language, output.out)
-        _show_evaluations([scored], output.as_json, form, table.reference)
-        return
+        _check_unread(context, _OF_FILES, "a file of predictions")
+        trust_code(output.allow, data.metric_names or ())
+        # A file takes one process.
+        results = [] if rank() else [_score_file(table.predictions, data.metric_names, answers.language, output.out)]
+    else:
+        results = _score_models(models or [], data, _request(data, answers, server, table, output), output.allow)
+    if not rank():
+        _show_evaluations(results, output.as_json, form, table.reference)
+        if not any(result.scores or result.submission for result in results):
+            raise UsageError("nothing was scored: the reasons are above")
+
+
+def _score_models(
+    models: list[str], data: DataOptions, request: "EvalRequest", allow: list[str] | None
+) -> "list[EvaluationResult]":
+    trust_code(allow, request.metrics or ())
     data.check(data.names)
     watcher = new_watcher()
     from kdalign.evaluation.evaluate import evaluate
 
     try:
-        results = evaluate(models or [], _request(data, answers, server, table, output), watcher)
+        return evaluate(models, request, watcher)
     finally:
         watcher.ended()
-    if not rank():
-        _show_evaluations(results, output.as_json, form, table.reference)
-    if not any(result.scores or result.submission for result in results):
-        raise UsageError("nothing was scored: the reasons are above")
+
+
+def _score_suite(file: Path, request: "EvalRequest", allow: list[str] | None) -> "list[EvaluationResult]":
+    trust_code(allow)
+    from kdalign.evaluation.suite import evaluate_suite
+
+    watcher = new_watcher()
+    try:
+        return evaluate_suite(file, request, watcher)
+    finally:
+        watcher.ended()
 
 
 def _request(
@@ -309,19 +337,29 @@ def _check_form(table: TableOptions, as_json: bool) -> str | None:
 
 _OF_FILES = ("predictions", "metrics", "language", "out", "as_json", "form", "reference", "allow")
 """Parameters that apply to a file of predictions."""
+_OF_SUITES = (
+    *("suite", "device", "out", "as_json", "form", "reference", "allow"),
+    *("base_url", "chat", "concurrency", "max_requests", "max_tokens"),
+)
+"""Parameters that apply to a suite."""
 
 
-def _check_unread(context: typer.Context) -> None:
-    """Refuse options that do not apply to a file of predictions.
+def _check_unread(context: typer.Context, read: Sequence[str], by: str) -> None:
+    """Refuse options that do not apply.
+
+    Args:
+        context: the command's.
+        read: parameters that apply.
+        by: what is scored.
 
     Raises:
-        UsageError: the first that was given.
+        UsageError: the first that was given and does not apply.
     """
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        if parameter.name not in _OF_FILES and source is not None and source.name == "COMMANDLINE":
+        if parameter.name not in read and source is not None and source.name == "COMMANDLINE":
             option = max((*parameter.opts, *parameter.secondary_opts), key=len)
-            raise UsageError(f"{option} does not apply to a file of predictions: leave it out")
+            raise UsageError(f"{option} does not apply to {by}: leave it out")
 
 
 def _score_file(

@@ -20,7 +20,14 @@ from kdalign.comparison.evaluated_runs import evaluations_of, join_evaluations
 from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
-from kdalign.comparison.rows import baseline_rows, common_name, evaluation_row, has_score, student_row, teacher_rows
+from kdalign.comparison.rows import (
+    baseline_rows,
+    common_name,
+    has_score,
+    rows_of_evaluations,
+    student_row,
+    teacher_rows,
+)
 from kdalign.comparison.steps_to_score import ScoreTarget
 from kdalign.comparison.table import SHARED, Column, ComparisonTable, Row, clean_text, list_names
 from kdalign.runs.discovery import BaselineRow, Discovery, RunGroup, disambiguate, discover
@@ -120,8 +127,9 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
 
     students = [student_row(group, means, targets) for group in groups]
     tests = _test(students, groups, options.against)
-    evaluated = [evaluation_row(result, means, results) for result in results]
-    rows = [*teacher_rows(entries, means), *baseline_rows(baselines, means, columns), *tests.rows, *evaluated]
+    evaluated = rows_of_evaluations(results, means)
+    rows = [*teacher_rows(entries, means), *baseline_rows(baselines, means, columns), *tests.rows]
+    rows += [row for row, _ in evaluated]
     columns = _with_scores(columns, rows)
     if options.sort is not None:
         rows = sort_rows(rows, options.sort, columns)
@@ -132,7 +140,7 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     shown = apply_filters(rows, conditions, columns)
     columns = _with_scores(_select(columns, rows, options.metrics, steps), shown)
     entries = [entry for row, group in zip(tests.rows, groups, strict=True) if row in shown for entry in group]
-    results = tuple(result for row, result in zip(evaluated, results, strict=True) if row in shown)
+    results = tuple(result for row, own in evaluated if row in shown for result in own)
     ranked = mark_best([row for row in shown if row.kind != "reference"], columns, _unranked(entries))
     ranked += mark_sources([row for row in shown if row.kind == "reference" and _has_any(row, columns)])
 

@@ -260,16 +260,42 @@ def _share_of(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
     return Cell(100 * theirs.value / ours.value)
 
 
-def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
-    """Row of a model that was evaluated without being a run."""
+def rows_of_evaluations(
+    results: Sequence[dict[str, Any]], means: Sequence[str]
+) -> list[tuple[Row, Sequence[dict[str, Any]]]]:
+    """Rows of models that were evaluated without being runs, each with its results.
+
+    Results that name a row, as those of a suite do, share it; any other is a row of its own.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for number, result in enumerate(results):
+        row = result.get("row", "")
+        groups.setdefault(f"row {row}" if row else f"result {number}", []).append(result)
+    return [(_evaluation_row(group, means, results), group) for group in groups.values()]
+
+
+def _evaluation_row(group: Sequence[dict[str, Any]], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
+    """One row of results, which are of different tasks if there are several."""
+    cells: dict[str, Cell] = {}
+    for result in group:
+        cells |= _cells_of_result(result, means)
+    for key, field, noun in (("size", "parameters", "parameters"), ("trained", "trained_tokens", "tokens")):
+        numbers = {result["task"]: result[field] for result in group if result.get(field) is not None}
+        if len(set(numbers.values())) > 1:
+            each = ", ".join(f"{number / 1e6:.1f} M {noun} on {task}" for task, number in numbers.items())
+            cells[key] = Cell(None, reason=f"several models: {each}")
+        elif numbers:
+            cells[key] = Cell(next(iter(numbers.values())) / 1e6)
+    kind = "baseline" if group[0].get("kind") == "baseline" else "evaluation"
+    return Row(group[0].get("row") or evaluation_name(group[0], others), kind, (), cells)
+
+
+def _cells_of_result(result: dict[str, Any], means: Sequence[str]) -> dict[str, Cell]:
     scores = evaluation_scores(result)
     cells = {
         (score.metric if score.metric == "agreement" else metric_key(result["task"], score.metric)): cell_of(score)
         for score in scores
     }
-    for key, field in (("size", "parameters"), ("trained", "trained_tokens")):
-        if result.get(field) is not None:
-            cells[key] = Cell(result[field] / 1e6)
     if result.get("real_time_factor") is not None:
         cells["real-time-factor"] = Cell(result["real_time_factor"])
     for absent in result["absent"]:
@@ -278,8 +304,7 @@ def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequenc
     own = [score for score in scores if score.metric != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = _task_score(own)
-    kind = "baseline" if result.get("kind") == "baseline" else "evaluation"
-    return Row(evaluation_name(result, others), kind, (), cells)
+    return cells
 
 
 def common_name(names: Sequence[str]) -> str:

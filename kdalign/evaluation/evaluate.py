@@ -1,6 +1,6 @@
 """Score models on splits, whatever their family; predictions, texts and scores are kept in files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from glob import escape
 from itertools import count
@@ -53,34 +53,46 @@ def evaluate(
     if not targets:
         targets = [str(newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
+    return prepare_evaluation(targets, request, observer).run()
+
+
+def prepare_evaluation(
+    targets: Sequence[str], request: EvalRequest, observer: Observer, names: Mapping[str, str] | None = None
+) -> "Evaluation":
+    """Find and check everything that an evaluation needs, before any weights load and without writing.
+
+    Args:
+        targets: as in ``evaluate``; at least one.
+        request: data, metrics and settings.
+        observer: shows progress.
+        names: names of rows by target, in place of the targets' own.
+
+    Raises:
+        UsageError: as in ``evaluate``.
+    """
     request.check()
     if request.language is not None:
         request = replace(request, language=language_code(request.language))
         check_words(request.metric_names or (), request.language or "")
-    checked = _checked_targets(targets, request)
+    checked = _checked_targets(targets, request, names or {})
     out = Path(request.out) if request.out else _default_out(checked, request)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_file(out)
     check_replaced(out)
     device = make_accelerator(request.device).device
-    identity = _identity(checked, request)
     rows = _with_baselines(checked, request) if request.baselines else checked
-    evaluation = _Evaluation(request, out, device, observer)
-    lock = exclusive(out.parent, f".{out.name}.lock")  # no other process writes these scores
-    with entered_on_first_rank(lock) as note:
-        if note:
-            observer.announce(note)
-        else:
-            on_first_rank(evaluation.remove_drafts)
-        return evaluation.run(rows, identity)
+    return Evaluation(request, tuple(rows), _identity(checked, request), out, device, observer)
 
 
-def _checked_targets(names: Sequence[str], request: EvalRequest) -> list[Target]:
+def _checked_targets(sources: Sequence[str], request: EvalRequest, names: Mapping[str, str]) -> list[Target]:
     """Find every target on every task, and refuse what cannot be scored before any weights load."""
-    several = len(names) > 1
+    several = len(sources) > 1
     targets = [
-        target for task in request.tasks for name in names for target in find_targets(name, task, request, several)
+        replace(target, name=names.get(source, target.name))  # type: ignore[type-var]  # targets are dataclasses
+        for task in request.tasks
+        for source in sources
+        for target in find_targets(source, task, request, several)
     ]
     _check_used(targets, request)
     for target in targets:
@@ -115,10 +127,21 @@ def _check_used(targets: Sequence[Target], request: EvalRequest) -> None:
 
 
 @dataclass(frozen=True)
-class _Evaluation:
-    """Scores targets one after the other into a file."""
+class Evaluation:
+    """A checked evaluation, which scores its targets one after the other into a file.
+
+    Attributes:
+        request: data, metrics and settings.
+        targets: models and baselines.
+        identity: what distinguishes this evaluation from others, for the file.
+        out: file of the scores.
+        device: device that local models run on.
+        observer: shows progress.
+    """
 
     request: EvalRequest
+    targets: tuple[Target, ...]
+    identity: dict[str, object]
     out: Path
     device: torch.device
     observer: Observer
@@ -128,16 +151,24 @@ class _Evaluation:
         """File of the scores so far: an earlier complete evaluation is not overwritten by a partial one."""
         return self.out.with_suffix(".partial.json")
 
-    def run(self, targets: Sequence[Target], identity: dict[str, object]) -> list[EvaluationResult]:
+    def run(self) -> list[EvaluationResult]:
         """Score all targets; when one fails, the scores so far stay in a file of their own.
 
-        Args:
-            targets: models and baselines.
-            identity: what distinguishes this evaluation from others, for the file.
+        Raises:
+            RunError: a model gives NaN, or a server fails.
         """
+        lock = exclusive(self.out.parent, f".{self.out.name}.lock")  # no other process writes these scores
+        with entered_on_first_rank(lock) as note:
+            if note:
+                self.observer.announce(note)
+            else:
+                on_first_rank(self._remove_drafts)
+            return self._score_all()
+
+    def _score_all(self) -> list[EvaluationResult]:
         results: list[EvaluationResult] = []
         partial = self.partial
-        for target, stem in zip(targets, _stems(targets), strict=True):
+        for target, stem in zip(self.targets, _stems(self.targets), strict=True):
             if not isinstance(target, Baseline):
                 self.observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")
             try:
@@ -146,15 +177,15 @@ class _Evaluation:
                 if partial.is_file():
                     self.observer.announce(f"scores so far: {partial}")
                 raise
-            if _any_scores(results) and target is not targets[-1]:
+            if _any_scores(results) and target is not self.targets[-1]:
                 self._write(partial, {"kind": "evaluation"}, results)
         if _any_scores(results):
-            self._write(self.out, {"kind": "evaluation", "of": identity}, results)
+            self._write(self.out, {"kind": "evaluation", "of": self.identity}, results)
             self.observer.announce(f"scores and predictions: {self.out}, {self.out.with_suffix('')}/")
         on_first_rank(lambda: partial.unlink(missing_ok=True))
         return results
 
-    def remove_drafts(self) -> None:
+    def _remove_drafts(self) -> None:
         """Remove what a process that was killed left half written."""
         for file in (self.out, self.partial):
             remove_drafts(self.out.parent, f"{escape(file.name)}.*")

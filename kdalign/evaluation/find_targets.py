@@ -103,7 +103,7 @@ def _served_target(name: str, task_name: str | None, request: EvalRequest) -> Se
     url = request.base_url or OPENAI_URL
     folder = (Path(request.out).parent if request.out else EVALUATIONS) / "served" / file_stem(f"{name} {url}")
     ApiModel(name, url, folder, settings).close()
-    return ServedTarget(name, url, EvalJob(task, examples, _settings(request, max_length)), folder, settings)
+    return ServedTarget(name, name, url, EvalJob(task, examples, _settings(request, max_length)), folder, settings)
 
 
 def _run_target(run: Path, task: str | None, request: EvalRequest, several: bool) -> LocalTarget:
@@ -191,6 +191,7 @@ def _adapter(
     family = layout_of(checkpoint.config).family
     if isinstance(task, LanguageTask) and family not in FAMILIES[task.kind]:
         generates = any(map(is_text_metric, request.metric_names or task.text_metrics))
-        if (generates and family == "seq2seq" and not task.pairs) or (several and task.kind not in UNWRITTEN):
+        answers = family in ("masked", "permutation") if task.pairs else family == "seq2seq"
+        if (generates and answers) or (several and task.kind not in UNWRITTEN):
             return None
     return adapter_for(task, family, max_length, checkpoint.name, stride=request.stride)

@@ -133,7 +133,7 @@ def describe_generation(family: str, continuing: bool, settings: GenerationSetti
     way = {
         "causal": search,
         "seq2seq": f"{search}, its mask filled" if continuing else search,
-        "masked": f"Mask-Predict, {settings.rounds} rounds, given the number of held-out tokens",
+        "masked": f"Mask-Predict, {settings.rounds} rounds, given the number of the reference's tokens",
         "permutation": "left to right, greedy",
     }[family]
     if not continuing:

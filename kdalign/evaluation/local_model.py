@@ -50,6 +50,8 @@ from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import write_likelihoods
 from kdalign.runs.record import read_record
 
+_ANSWERING = ("seq2seq", "causal", "masked", "permutation")
+"""Families that answer a source: encoder-decoders read it, the others go on after it in the task's prompt."""
 LONGEST_QUESTION = 2048
 """Default limit in tokens of a question with its solved examples."""
 
@@ -217,7 +219,7 @@ class LocalTarget:
         if not self.job.is_generation:
             yield f"no texts are generated for task {self.job.task.name}"
         elif self.job.has_pairs:
-            if family not in ("seq2seq", "causal"):
+            if family not in _ANSWERING:
                 yield f"a {family} model does not answer sources"
         elif family == "seq2seq" and not can_continue(load_tokenizer(self.checkpoint)):
             yield f"{model} knows no mask to fill, so it does not continue texts"
@@ -242,6 +244,7 @@ class LocalTarget:
             parameters=count_parameters(model),
             trained_tokens=None if record is None or reader.media is not None else int(record.training["tokens"]),
             run="" if record is None else record.identity,
+            weights=self.checkpoint.hash,
             notes=(*result.notes, *self._notes(reader.tokenizer, metrics)),
         )
         loaded = _Loaded(model, reader, output, observer)
@@ -389,12 +392,16 @@ class LocalTarget:
             prompts = SourcePrompts(self.job.language_task, loaded.tokenizer)
             generation = replace(generation, prompts=prompts, prompt_length=self.job.settings.max_length)
             cases = [replace(case, stop=prompts.stop) for case in cases]
+        elif self.family in ("masked", "permutation"):  # no prompts' template: the task's prompt as it is
+            cases = self.job.prompted_cases
         generation = replace(generation, media=loaded.reader.media, language=self.job.language)
         progress = loaded.observer.progress(f"{self.name}: writing")
         begun = time.perf_counter()
         texts, cut = generate(loaded.model, loaded.tokenizer, cases, generation, progress)
         spent = time.perf_counter() - begun
         signature = describe_generation(self.family, self.job.is_continuation, generation)
+        if self.family in ("masked", "permutation"):
+            signature += self.job.prompt_note
         if generation.prompts is not None:
             cases = [replace(case, prompt=generation.prompts.render(case.prompt)) for case in cases]  # as kept in files
         result = replace(result, truncated=max(result.truncated, cut))

@@ -1,5 +1,6 @@
 """The result of an evaluation: a model's scores on a split, missing metrics with reasons, and files of predictions."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ class EvaluationResult:
         language: language of the texts; empty if none is named.
         writing: how texts were generated; empty without any.
         real_time_factor: seconds that transcribing took for each second of sound; None for other tasks.
+        row: name of the table's row that it is a part of; empty if it is a row of its own.
+        weights: hash of the model's weights; empty if it has none here.
     """
 
     model: str
@@ -72,7 +75,17 @@ class EvaluationResult:
     language: str = ""
     writing: str = ""
     real_time_factor: float | None = None
+    row: str = ""
+    weights: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> "EvaluationResult":
+        """Read what ``to_json`` returned."""
+        scores, absent = map(Score.from_json, tree["scores"]), (MissingMetric(**one) for one in tree["absent"])
+        return EvaluationResult(
+            **{**tree, "scores": tuple(scores), "absent": tuple(absent), "notes": tuple(tree["notes"])}
+        )

@@ -36,7 +36,8 @@ class ServedTarget:
     """A model at a URL.
 
     Attributes:
-        name: ``openai:NAME``.
+        name: name of its row.
+        model: ``openai:NAME``.
         url: URL of the API.
         job: split and settings.
         folder: folder of its answers; every command reads known answers from there.
@@ -44,6 +45,7 @@ class ServedTarget:
     """
 
     name: str
+    model: str
     url: str
     job: EvalJob
     folder: Path
@@ -82,7 +84,7 @@ class ServedTarget:
         result = empty_result(self.name, self.job, "served")
         if not metrics:
             return result
-        with ApiModel(self.name, self.url, self.folder, self.settings) as api:
+        with ApiModel(self.model, self.url, self.folder, self.settings) as api:
             opened = _Opened(api, output, observer)
             if self.job.is_classification:
                 result = self._score_labels(result, opened, metrics)

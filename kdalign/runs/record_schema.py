@@ -262,6 +262,8 @@ class _Result(_Shape):
     language: Text = ""
     writing: Text = ""
     real_time_factor: Amount | None = None
+    row: Text = ""
+    weights: Text = ""
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:

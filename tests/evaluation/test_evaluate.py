@@ -356,7 +356,7 @@ def test_the_table_marks_pseudo_perplexities_and_says_how_texts_were_made(kdalig
     assert "* pseudo-perplexity: not a perplexity, and not comparable with one" in out
     assert "PLL-word-l2r" in out
     plain = " ".join(out.split())
-    assert "Mask-Predict, 10 rounds, given the number of held-out tokens" in plain
+    assert "Mask-Predict, 10 rounds, given the number of the reference's tokens" in plain
     assert "copy" not in plain
 
 
@@ -378,8 +378,28 @@ def test_pairs_are_translated_and_scored_by_every_metric_and_noise_has_columns_o
     assert status == 0, err
     (note,) = results(out)["llama"]["notes"]
     assert "one line after the prompt 'en: ...\\nde:'" in note
-    status, _, err = kdalign("eval", models["bert"], *words, "--metrics", "bleu")
+    status, _, err = kdalign("eval", models["bert"], *words, "--metrics", "ppl")
     assert (status, "is a masked model" in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlnet"])
+def test_a_model_without_an_encoder_or_a_cache_answers_sources_after_the_task_s_prompt(kdalign, models, kind, tmp_path):
+    """The texts are those that the family's own generation writes after the rendered prompt."""
+    text = sentences(6, 1)[0]
+    targets = [" ".join(reversed(one.split())) for one in text]
+    pd.DataFrame({"en": text, "de": targets}).to_parquet(tmp_path / "validation.parquet")
+    words = ["--task", "translation:en-de", "--data", tmp_path, "--max-length", 64, "--new-tokens", 4, "--json"]
+    status, out, err = kdalign("eval", models[kind], *words, "--metrics", "bleu,chrf", "--no-baselines")
+    assert status == 0, err
+    (result,) = json.loads(out)
+    kept = pd.read_parquet(result["texts"])
+    assert list(kept["prompt"]) == [f"en: {source}\nde:" for source in text]
+    cases = [GenerationCase(f"en: {one}\nde:", (target,), stop="\n") for one, target in zip(text, targets, strict=True)]
+    reads = tokenizer(LAYOUTS[kind].family)
+    expected, _ = generate(model(kind), reads, cases, GenerationSettings(new_tokens=4), no_progress)
+    assert list(kept["prediction"]) == expected
+    (note,) = (note for note in result["notes"] if "writes" in note)
+    assert "one line after the prompt 'en: ...\\nde:'" in note
 
 
 def test_a_causal_model_chooses_classes_by_words(kdalign, models, data):
@@ -614,11 +634,11 @@ def test_beside_others_what_a_model_cannot_do_is_a_dash(kdalign, models, tmp_pat
     place = tmp_path / "pairs"
     place.mkdir()
     pd.DataFrame({"en": sentences(4, 1)[0], "de": sentences(4, 2)[0]}).to_parquet(place / "validation.parquet")
-    words = ["--task", "translation:en-de", "--data", place, "--max-length", 64, "--new-tokens", 8, "--metrics", "cer"]
+    words = ["--task", "translation:en-de", "--data", place, "--max-length", 64, "--new-tokens", 8, "--metrics", "ppl"]
     status, out, err = kdalign("eval", models["marian"], models["bert"], *words, "--json")
     assert status == 0, err
-    (absent,) = results(out)["bert"]["absent"]
-    assert absent["reason"] == "a masked model does not answer sources"
+    absent, *_ = results(out)["bert"]["absent"]
+    assert absent["reason"] == "task translation-en-de is not for a masked model"
 
 
 # What a reviewer broke
