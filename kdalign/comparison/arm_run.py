@@ -15,7 +15,7 @@ import numpy as np
 from kdalign.data.tables import read_table
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import METRICS, Score, metrics_named
+from kdalign.metrics.classification import Score, agreement_metric, metrics_named
 from kdalign.metrics.counts import Counts, References
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
@@ -178,7 +178,7 @@ def _perplexity(tokens_per_unit: float, unit: str) -> Callable[[Array], Array]:
 
 
 def agreement_outputs(run: ArmRun) -> SystemOutputs:
-    """A run's agreement with its teacher as outputs: equal classes, correlated scores, or equal likeliest tokens."""
+    """A run's agreement with its teacher as outputs, example by example."""
     if run.predictions.of_texts:
         return _text_agreement(run)
     return _token_agreement(run) if run.predictions.of_tokens else _label_agreement(run)
@@ -197,8 +197,9 @@ def _label_agreement(run: ArmRun) -> SystemOutputs:
     predictions, teacher = run.predictions.student.values, run.predictions.teacher.values
     assert predictions is not None, "a run of classes or scores keeps them"
     assert teacher is not None, "agreement is computed if the teacher's answers are kept"
-    name = "pearson" if np.issubdtype(predictions.dtype, np.floating) else "accuracy"
-    return LabelOutputs((METRICS[name],), predictions, teacher)
+    recorded = run.record.first_scores.agreement
+    metric = agreement_metric(predictions, "" if recorded is None else recorded.signature)
+    return LabelOutputs((metric,), predictions, teacher)
 
 
 def _token_agreement(run: ArmRun) -> SystemOutputs:

@@ -19,7 +19,7 @@ from kdalign.comparison.dashes import dash_notes, undefined_notes
 from kdalign.comparison.evaluated_runs import evaluations_of
 from kdalign.comparison.table import SHARED, Cell, Column, Row, list_names, metric_key
 from kdalign.data.media.rows import Modality, describe_input
-from kdalign.metrics.retrieval import RECALLS
+from kdalign.metrics.retrieval import are_ranks
 from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import ModelRecord, RunRecord
 
@@ -234,10 +234,15 @@ def _agreement(table: NotedTable) -> list[str]:
     if not table.shows("agreement"):
         return []
     agreements = {record.task: record.first_scores.agreement for record in table.records}
-    tasks = [task for task, score in agreements.items() if score is not None and score.signature.startswith("scipy")]
-    ranked = any(score.metric in RECALLS for record in table.records for score in record.first_scores.student)
-    what = "scores (of pairs of image and text: its ranks of texts)" if ranked else "scores"
-    return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's {what}"] if tasks else []
+    signatures = {task: score.signature for task, score in agreements.items() if score is not None}
+    correlated = [task for task, signature in signatures.items() if signature.startswith("scipy")]
+    ranked = [task for task, signature in signatures.items() if are_ranks(signature)]
+    said = {
+        "Pearson's correlation with the teacher's scores": correlated,
+        "the share of queries (each image among all texts, each text among all images) that student and teacher both "
+        "answer right in the first place, or both wrong": ranked,
+    }
+    return [f"agreement on {', '.join(tasks)}: {what}" for what, tasks in said.items() if tasks]
 
 
 def _flops(table: NotedTable) -> list[str]:

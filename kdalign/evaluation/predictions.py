@@ -14,7 +14,7 @@ from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import NotFinite
 from kdalign.evaluation.metric_names import AGREEMENT
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import METRICS, Score, score
+from kdalign.metrics.classification import Score, agreement_metric, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.retrieval import pack_ranks, ranks
 from kdalign.models.capture import inference_mode, pooled
@@ -195,11 +195,13 @@ def score_all(
     return scores
 
 
-def agreement(task: ClassificationTask, student: Array, teacher: Array, interval: bool = True) -> Score:
-    """Compute the agreement of student and teacher: the share of equal classes, or the correlation of scores."""
-    metric = METRICS["pearson" if task.regression else "accuracy"]
+def agreement(student: Array, teacher: Array, interval: bool = True, how: str = "") -> Score:
+    """Compute the agreement of student and teacher (``agreement_metric``); ``how`` begins its signature."""
+    metric = agreement_metric(student, how)
     result = score(metric, student, teacher)
-    result = replace(result, metric=AGREEMENT, reason=result.reason.replace("references", "teacher's answers"))
+    signature = "; ".join(filter(None, [how, result.signature]))
+    reason = result.reason.replace("references", "teacher's answers")
+    result = replace(result, metric=AGREEMENT, signature=signature, reason=reason)
     if not interval or result.value is None:
         return result
     low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts, metric.of_rows)

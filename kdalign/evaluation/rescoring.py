@@ -17,7 +17,7 @@ from kdalign.data.tasks import LanguageTask, find_task
 from kdalign.errors import RunError, UsageError
 from kdalign.evaluation.metric_names import AGREEMENT
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import METRICS, Metric, Score, metrics_named, score
+from kdalign.metrics.classification import METRICS, Metric, Score, agreement_metric, metrics_named, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
 from kdalign.runs.archive import ROUNDING
@@ -183,7 +183,7 @@ def _rescore_split(
         rescored = predictions.teacher(recorded) if who == "teacher" else predictions.student(recorded)
         report += _compare(where, recorded, rescored, f"{who} ", group, tolerance)
     if scores.get(AGREEMENT) is not None:
-        report += _compare(where, [scores[AGREEMENT]], [predictions.agreement()], "", group, tolerance)
+        report += _compare(where, [scores[AGREEMENT]], [predictions.agreement(scores[AGREEMENT])], "", group, tolerance)
     return report
 
 
@@ -223,8 +223,8 @@ class RecordedPredictions:
         """Compute the teacher's scores, in the order of the recorded ones."""
         return self._rescore(recorded, self.table.teacher)
 
-    def agreement(self) -> Rescored:
-        """Compute the agreement of model and teacher."""
+    def agreement(self, recorded: Recorded) -> Rescored:
+        """Compute the agreement of model and teacher, by what the recorded one was computed by."""
         ours, theirs, agreed = self.table.student.values, self.table.teacher.values, self.table.agreed
         if agreed is not None:
             from kdalign.evaluation.likelihood import agreement_score
@@ -236,7 +236,7 @@ class RecordedPredictions:
             return replace(score, metric=AGREEMENT)
         if ours is None or theirs is None:
             return "its teacher's predictions are not kept"
-        metric = METRICS["pearson" if ours.dtype.kind == "f" else "accuracy"]
+        metric = agreement_metric(ours, recorded["signature"])
         return replace(_score(metric, ours, theirs), metric=AGREEMENT)
 
     def _rescore_written(self, recorded: Sequence[Recorded], model: ModelColumns) -> list[Rescored]:
@@ -315,7 +315,7 @@ def _rescore_file(file: Path, kind: str, recorded: Sequence[Recorded], result: R
         return _rescore_texts(_read_texts(file), plain, result)
     predictions = RecordedPredictions(read_predictions(file), METRICS)
     own = iter(predictions.student([score for score in plain if score["metric"] != AGREEMENT]))
-    return [predictions.agreement() if score["metric"] == AGREEMENT else next(own) for score in plain]
+    return [predictions.agreement(score) if score["metric"] == AGREEMENT else next(own) for score in plain]
 
 
 def _read_texts(file: Path) -> "pd.DataFrame":

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdalign.errors import UsageError, library_errors
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.retrieval import DEPTHS, IMAGE_TO_TEXT, TEXT_TO_IMAGE, recall
+from kdalign.metrics.retrieval import DEPTHS, IMAGE_TO_TEXT, TEXT_TO_IMAGE, agree, agree_weighted, are_ranks, recall
 from kdalign.registry import resolve
 
 UNDEFINED = "nothing says why"
@@ -363,6 +363,21 @@ METRICS: Mapping[str, Metric] = {
         _correlating("spearman", _spearman, _spearman_of_weights),
     )
 }
+
+_AGREEMENT_OF_RANKS = Metric("agreement", agree, "numpy", regression=True, of_weights=agree_weighted)
+
+
+def agreement_metric(answers: Array, signature: str = "") -> Metric:
+    """Return the metric of (student, teacher): equal classes, correlated scores, or of packed ranks ``agree``.
+
+    Args:
+        answers: (examples,) class numbers, scores, or packed ranks.
+        signature: of the agreement, or its beginning: it tells ranks from scores.
+    """
+    if are_ranks(signature):
+        return _AGREEMENT_OF_RANKS
+    return METRICS["pearson" if answers.dtype.kind == "f" else "accuracy"]
+
 
 GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
 """Names of groups of metrics: perplexity by token and by word, ROUGE by the longest common subsequence."""

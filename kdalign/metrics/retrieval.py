@@ -10,6 +10,7 @@ import numpy as np
 
 from kdalign.metrics.arrays import Array
 
+_AMONG = "ranks among the"
 _BITS = 26
 MOST_PAIRS = 2**_BITS
 """Limit of the pairs of a split: both ranks must be whole in a float64."""
@@ -41,6 +42,43 @@ def ranks(cosines: Array, right: Array) -> Array:
     best = np.where(right, cosines, -np.inf).max(axis=1, keepdims=True)
     found: Array = ((cosines >= best) & ~right).sum(axis=1)
     return found
+
+
+def describe_ranks(pairs: int) -> str:
+    """Describe how ranks were found, which begins the signature of every score of them."""
+    return f"{_AMONG} {pairs:,} pairs of the split, where equal texts, and equal images, answer alike"
+
+
+def are_ranks(signature: str) -> bool:
+    """Return whether a score of this signature is of packed ranks."""
+    return signature.startswith(_AMONG)
+
+
+def both_or_neither(ours: Array, theirs: Array) -> Array:
+    """Count the queries of each pair, (pairs,) of 0 to 2, that two models answer right both, or wrong both.
+
+    A pair is two queries: its image among all images' texts, and its text among all texts' images. An answer is right
+    if nothing wrong comes before it (rank 0). The mean share is the observed error overlap of Geirhos et al. 2020,
+    arXiv:2006.16736.
+
+    Args:
+        ours: (pairs,) packed ranks of one model.
+        theirs: (pairs,) packed ranks of the other.
+    """
+    each_way = zip(unpack_ranks(ours), unpack_ranks(theirs), strict=True)
+    counts: Array = np.sum([(first == 0) == (second == 0) for first, second in each_way], axis=0)
+    return counts
+
+
+def agree(ours: Array, theirs: Array) -> float:
+    """Return the share of queries, in per cent, that two models answer right both, or wrong both."""
+    return 50.0 * float(both_or_neither(ours, theirs).mean())
+
+
+def agree_weighted(weights: Array, ours: Array, theirs: Array) -> Array:
+    """Return the same of pairs with weights (resamples, pairs), (resamples,)."""
+    shares: Array = 50.0 * (weights @ both_or_neither(ours, theirs)) / weights.sum(axis=1)
+    return shares
 
 
 def recall(way: str, depth: int) -> tuple[Callable[[Array, Array], float], Callable[[Array, Array, Array], Array]]:

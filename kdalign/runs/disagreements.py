@@ -10,6 +10,7 @@ from kdalign.data.tasks import ClassificationTask, Examples, load_examples, task
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import softmax
+from kdalign.metrics.retrieval import are_ranks
 from kdalign.runs.finished import FinishedRun
 from kdalign.runs.prediction_table import ModelColumns, read_predictions
 
@@ -81,12 +82,16 @@ class Disagreements:
 
 
 def read_answers(run: FinishedRun) -> SplitAnswers | None:
-    """Read a run's kept classes or scores on its task's first split; None for tokens, or if the file has gone."""
+    """Read a run's kept classes or scores on its task's first split.
+
+    None for tokens, for ranks, which are no answers, or if the file has gone.
+    """
     file = run.folder.predictions(run.split)
     if not file.is_file():
         return None
     table = read_predictions(file, run.record.reported[run.split].n)
-    if table.student.values is None:
+    ranked = any(are_ranks(score.signature) for score in run.record.first_scores.student)
+    if table.student.values is None or ranked:
         return None
     labels = table.student.outputs if len(table.student.outputs) > 1 else ()
 

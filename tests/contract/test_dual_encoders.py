@@ -11,17 +11,23 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import kdalign
+from kdalign.comparison.arm_run import ArmRun, agreement_outputs
+from kdalign.comparison.compare import compare
 from kdalign.data.batches import collate
 from kdalign.data.tasks import find_task
 from kdalign.distillation.prepare import prepare
 from kdalign.distillation.tokenize import student_tokenizer, tokenize_run
 from kdalign.errors import UsageError
 from kdalign.evaluation.request import EvalRequest
+from kdalign.evaluation.rescoring import rescore_run
 from kdalign.evaluation.zero_shot import classify_by_captions
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.media_reader import load_reader
 from kdalign.recipe import build_recipe
+from kdalign.runs.disagreements import find_disagreements
+from kdalign.runs.finished import finished_runs
+from kdalign.runs.folder import RunFolder
 from support.media import encode_image
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
@@ -77,6 +83,24 @@ def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformer
     best = found.logits_per_image.argmax(dim=1).numpy()
     scores = {score.metric: score.value for score in record.first_scores.student}
     assert scores["i2t_recall_1"] == pytest.approx(100 * np.mean(texts[best] == texts))
+
+
+def test_agreement_is_that_of_both_directions_wherever_it_is_computed(folder, teacher, tmp_path):
+    given = recipe(folder, tmp_path / "run", "train.max_steps=2", teacher=str(teacher), student="layers=1")
+    (record,) = kdalign.distill(given)
+    kept = pd.read_parquet(tmp_path / "run/predictions/validation.parquet")
+    first = [divmod(kept[model].to_numpy().astype(int), 2**26) for model in ("prediction", "teacher")]
+    by_hand = 100 * np.mean([(ours == 0) == (theirs == 0) for ours, theirs in zip(*first, strict=True)])
+    told = record.first_scores.agreement
+    assert told.value == pytest.approx(by_hand)
+    assert 0 < by_hand < 100
+    assert told.low <= told.value <= told.high
+    found = rescore_run(tmp_path / "run")
+    assert (found.scores, found.differences, found.skipped) == (13, (), ())
+    pairs = np.ones((1, len(kept)))
+    assert agreement_outputs(ArmRun.read(RunFolder(tmp_path / "run"))).under(pairs)[0] == pytest.approx(by_hand)
+    assert any("agreement on image-text: the share of queries" in note for note in compare([tmp_path / "run"]).notes)
+    assert find_disagreements(*finished_runs([tmp_path / "run"])) is None
 
 
 def test_padding_of_a_text_moves_neither_tower(folder, teacher, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdalign.metrics.classification import METRICS
-from kdalign.metrics.retrieval import MOST_PAIRS, RECALLS, pack_ranks, ranks, unpack_ranks
+from kdalign.metrics.retrieval import MOST_PAIRS, RECALLS, agree, agree_weighted, pack_ranks, ranks, unpack_ranks
 
 
 def test_a_rank_counts_the_wrong_items_before_the_best_right_one_and_those_that_equal_it():
@@ -31,6 +31,30 @@ def test_recall_is_the_share_of_ranks_below_k_each_way():
         **{"i2t_recall_1": 50.0, "i2t_recall_5": 75.0, "i2t_recall_10": 75.0},
         **{"t2i_recall_1": 25.0, "t2i_recall_5": 25.0, "t2i_recall_10": 75.0},
     }
+
+
+OURS = pack_ranks(np.array([0, 0, 3, 9]), np.array([0, 5, 0, 1]))
+THEIRS = pack_ranks(np.array([0, 2, 8, 0]), np.array([0, 1, 0, 0]))
+
+
+def test_models_agree_on_a_query_that_both_answer_right_or_both_wrong():
+    """Images: right and right, right and wrong, wrong and wrong, wrong and right. Texts: the last alone differs."""
+    assert agree(OURS, THEIRS) == agree(THEIRS, OURS) == 100 * (2 + 3) / 8
+    assert agree(OURS, OURS) == 100
+
+
+def test_agreement_hears_both_directions_alike():
+    """Packed ranks are as good as ranks of texts alone: their correlation would not move with those of images."""
+    first, last = np.zeros(4), np.arange(1.0, 5)
+    assert agree(pack_ranks(first, first), pack_ranks(first, last)) == 50
+    assert agree(pack_ranks(first, first), pack_ranks(last, first)) == 50
+    assert agree(pack_ranks(first, first), pack_ranks(last, last)) == 0
+
+
+def test_agreement_of_pairs_with_weights_is_that_of_pairs_that_are_there_as_often():
+    rows = [0, 0, 2, 3]
+    weights = np.array([[2.0, 0.0, 1.0, 1.0]])
+    assert agree_weighted(weights, OURS, THEIRS)[0] == pytest.approx(agree(OURS[rows], THEIRS[rows]))
 
 
 @pytest.mark.parametrize("name", RECALLS)

@@ -126,7 +126,7 @@ class ClassificationAdapter:
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """Compute the share of equal classes, or the correlation of scores."""
-        return agreement(self.task, ours.values, theirs.values, interval)
+        return agreement(ours.values, theirs.values, interval)
 
     def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
         """Compute the expected calibration error of classes."""

@@ -18,6 +18,7 @@ from kdalign.evaluation.predictions import agreement, retrieve, score_all
 from kdalign.evaluation.samples import Prompt
 from kdalign.evaluation.zero_shot import check_text_end
 from kdalign.metrics.classification import Score
+from kdalign.metrics.retrieval import describe_ranks
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint
@@ -122,12 +123,12 @@ class DualEncoderAdapter:
         """Compute recalls."""
         names, right = self.metrics if metrics is None else metrics, np.zeros(len(predictions.values))
         scores = score_all(self.scored, predictions.values, right, names, interval)
-        how = f"ranks among the {len(right):,} pairs of the split, where equal texts, and equal images, answer alike"
+        how = describe_ranks(len(right))
         return [replace(score, signature=f"{how}; {score.signature}") for score in scores]
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
-        """Compute the correlation of both models' ranks."""
-        return agreement(self.scored, ours.values, theirs.values, interval)
+        """Compute the share of queries, of both directions, that both models answer right or both wrong."""
+        return agreement(ours.values, theirs.values, interval, describe_ranks(len(ours.values)))
 
     def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
         """Return None: a rank is not a confidence."""

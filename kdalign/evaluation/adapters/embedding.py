@@ -131,7 +131,7 @@ class EmbeddingAdapter:
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """Compute the correlation of both models' cosines."""
-        return agreement(self.scored, ours.values, theirs.values, interval)
+        return agreement(ours.values, theirs.values, interval)
 
     def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
         """Return None: a cosine is not a confidence."""

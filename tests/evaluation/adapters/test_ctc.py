@@ -62,4 +62,5 @@ def test_kept_transcripts_give_the_same_scores_again(tmp_path):
     assert adapter().read_teacher(file).texts == list(TEXTS)
     again = RecordedPredictions(table, {}).student(scores)
     assert [score.value for score in again] == [score["value"] for score in scores]
-    assert RecordedPredictions(table, {}).agreement().value == pytest.approx(100 / 3)
+    recorded = adapter().agreement(guesses, WrittenTexts.of(list(TEXTS))).to_json()
+    assert RecordedPredictions(table, {}).agreement(recorded).value == pytest.approx(100 / 3)
