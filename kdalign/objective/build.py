@@ -153,7 +153,7 @@ def build_pair_objective(weights: Weights, plan: Plan | None) -> Objective:
     given, weights = weights, weights.built
     answers: dict[str, tuple[float, LossTerm]] = {
         "contrastive": (weights.hard, PairContrast()),
-        "similarity": (weights.alpha, PairSimilarity(weights.temperature)),
+        "pair-similarity": (weights.alpha, PairSimilarity(weights.temperature)),
     }
     if plan is not None and plan.teacher.joint_width == plan.student.joint_width:
         answers["embedding"] = (weights.alpha, PairDistance())

@@ -65,6 +65,7 @@ TERM_FACTS: Mapping[str, TermFacts] = {
         ),
         TermFacts("contrastive", "labels", "nats", key="hard"),
         TermFacts("similarity", "answers", "teacher's spreads", key="alpha"),
+        TermFacts("pair-similarity", "answers", "nats", key="alpha"),
         TermFacts("cosine", "layers", "1 − cosine", key="beta", says="cosine between hidden states", short="cos"),
         TermFacts(
             "euclid",

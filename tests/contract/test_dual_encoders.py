@@ -25,6 +25,7 @@ from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.media_reader import load_reader
 from kdalign.recipe import build_recipe
+from kdalign.runs.curves import read_curves
 from kdalign.runs.disagreements import find_disagreements
 from kdalign.runs.finished import finished_runs
 from kdalign.runs.folder import RunFolder
@@ -71,7 +72,12 @@ def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformer
     (record,) = kdalign.distill(given)
     history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
     terms = next(line for line in history if line["kind"] == "step")["parts"]
-    assert {"contrastive", "similarity", "embedding", "cosine vision", "cosine text", "attention text"} <= set(terms)
+    assert {"contrastive", "pair-similarity", "embedding", "cosine vision", "cosine text", "attention text"} <= set(
+        terms
+    )
+    curves = read_curves(*finished_runs([tmp_path / "run"]))
+    nats = {name for name, unit in curves.units.items() if unit == "nats"}
+    assert nats == {"contrastive", "pair-similarity"}, "divergences, not the spreads by which texts' similarities count"
     place = tmp_path / "run/student"
     model = AutoModel.from_pretrained(place).eval()
     images, texts = pd.read_parquet(folder / "validation.parquet")[["image", "text"]].T.to_numpy()

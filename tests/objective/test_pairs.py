@@ -80,5 +80,5 @@ def test_the_temperature_and_the_weight_of_labels_follow_their_schedules():
     moving = {"temperature": {"to": 1.0}, "hard": {"to": 3.0}}
     weights = ObjectiveWeights(hard=1, alpha=1, beta=0, gamma=0, delta=0, temperature=4, schedule=moving)
     begun, ended = (build_pair_objective(weights, None).at(place).terms for place in (0.0, 1.0))
-    assert [each["similarity"][1].temperature for each in (begun, ended)] == [4.0, 1.0]
+    assert [each["pair-similarity"][1].temperature for each in (begun, ended)] == [4.0, 1.0]
     assert [each["contrastive"][0] for each in (begun, ended)] == [1.0, 3.0]
