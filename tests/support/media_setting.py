@@ -16,6 +16,7 @@ from kdalign.data.batches import collate
 from kdalign.data.media.rows import MediaRows, media_digest
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import read_images, tokenize_speech
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.models import student
 from kdalign.models.architecture import describe, layout_of
 from kdalign.models.checkpoint_files import find_checkpoint
@@ -48,6 +49,8 @@ SMALLER = {
     "resnet": "new:vit,layers=2,width=24,heads=4,feed_forward=48,image=28,patch=7",
 }
 """A student of each: its own layers, or another type, width or size of image."""
+DUAL_TYPES = {"clip": "new:clip,layers=4,width=32,heads=4,feed_forward=64,image=28,patch=7,joint=16,positions=40"}
+"""A small dual encoder of each type; ``save_dual_model`` gives it weights that tell images and texts apart."""
 WORDS = {"low": 220, "high": 880, "mid": 440}
 """Spoken words, which are tones of these Hertz."""
 RATE = 16_000
@@ -109,7 +112,22 @@ def new_image_model(spec: str, seed: int = 0, **changes: object):
     """A tiny classifier of images with weights large enough to tell them apart."""
     config = parse_scratch_spec(spec).config()
     config.update({"id2label": dict(enumerate(CLASSES)), "label2id": {c: n for n, c in enumerate(CLASSES)}, **changes})
-    model = build_from_scratch(config, seed)
+    return with_large_weights(build_from_scratch(config, seed), seed)
+
+
+def save_dual_model(folder: Path, spec: str, seed: int = 0) -> Path:
+    """Save a tiny dual encoder, which tells images and texts apart, with its tokenizer and processor."""
+    captions = [f"stripes, {CLASSES[number % 2]}, number {number}" for number in range(32)]
+    tokenizer = train_tokenizer(captions, 300, "dual", positions=40)
+    model = with_large_weights(build_from_scratch(parse_scratch_spec(spec).config(tokenizer), seed), seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    new_media_reader(model.config, None).save(folder)
+    return folder
+
+
+def with_large_weights(model, seed: int):
+    """Draw a model's weights so large that it tells its inputs apart."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
