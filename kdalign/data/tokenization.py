@@ -197,15 +197,25 @@ def read_images(examples: Examples, reader: MediaReader) -> TokenizedSplit:
 
 
 def tokenize_captions(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, reader: MediaReader, max_length: int
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, reader: MediaReader, max_length: int, padded: int = 0
 ) -> TokenizedSplit:
     """Tokenize the texts of images, which are decoded when a batch reads them; longer texts are truncated and counted.
 
     A truncated text keeps its end token, at which a dual encoder takes its embedding.
+
+    Args:
+        examples: images and their texts.
+        tokenizer: the model's.
+        reader: what prepares images for it.
+        max_length: most tokens of a text.
+        padded: length to which texts are padded by tokens that the model reads like others; 0 for none.
     """
     assert examples.media is not None, "captions are of images"
     split = tokenize_labelled(replace(examples, texts=examples.texts[1:]), tokenizer, max_length)
-    columns = {"input_ids": split.columns["input_ids"]}
+    ids = split.columns["input_ids"]
+    if padded:
+        ids = tokenizer.pad({"input_ids": ids}, padding="max_length", max_length=padded, verbose=False)["input_ids"]
+    columns = {"input_ids": ids}
     return replace(split, columns=columns, media=MediaInputs.of(examples.media, reader))
 
 

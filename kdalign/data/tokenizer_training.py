@@ -48,7 +48,9 @@ def check_vocabulary_size(size: int, family: str) -> None:
         raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
 
 
-def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Iterable[str], size: int, family: str, positions: int, *, masks: bool = True
+) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer: no token is unknown, and every text decodes back to itself.
 
     The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
@@ -60,6 +62,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
         family: ``masked``, ``causal``, ``permutation``, ``seq2seq`` or ``dual``, which decides special tokens and
             template; for ``ctc`` it is a ``character_tokenizer``.
         positions: the longest input, in tokens.
+        masks: false for a model that reads padding, too.
 
     Raises:
         UsageError: no text, or a size without room for all bytes and special tokens.
@@ -96,7 +99,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         model_max_length=positions,
-        model_input_names=["input_ids", *types, "attention_mask"],
+        model_input_names=["input_ids", *types, *(["attention_mask"] if masks else [])],
         padding_side="left" if family == "permutation" else "right",  # XLNet sums a text up in its last token
         clean_up_tokenization_spaces=False,
         unk_token=None,  # explicit, so that it is saved: otherwise a loading class sets its own

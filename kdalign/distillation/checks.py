@@ -19,7 +19,8 @@ from kdalign.models.architecture import describe, layout_of
 from kdalign.models.capture import Signal
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind, head_of
-from kdalign.models.sharding import check_sharding
+from kdalign.models.inputs import padded_length
+from kdalign.models.sharding import check_divisible, check_sharding
 from kdalign.models.student_source import (
     CheckpointStudent,
     ScratchStudent,
@@ -323,6 +324,34 @@ def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair, diffe
         raise UsageError(f"{setting} changes tokens, and teacher and student read different ones (accepted: masked-lm)")
     if augment.by == "spans" and tokenizers.student is not None and tokenizers.student.mask_token_id is None:
         raise UsageError(f"{setting} needs a mask token, which the tokenizer lacks (accepted: cutoff)")
+
+
+def check_configs(
+    recipe: Recipe, student: StudentSource, config: PretrainedConfig, teachers: Sequence[Checkpoint]
+) -> None:
+    """Refuse models that cannot be divided among ranks, or whose texts are padded otherwise where padding is read.
+
+    Args:
+        recipe: the run's.
+        student: its student.
+        config: the student's configuration.
+        teachers: its teachers, which read the student's tokens.
+
+    Raises:
+        UsageError: the model, or both lengths.
+    """
+    if recipe.train.sharding != "none":
+        for each in (config, *(teacher.config for teacher in teachers)):
+            check_divisible(each)
+    ours = padded_length(config)
+    for teacher in teachers:
+        theirs = padded_length(teacher.config)
+        if ours != theirs:
+            said = [f"padded to {length} tokens that it reads" if length else "not padded" for length in (theirs, ours)]
+            raise UsageError(
+                f"texts of teacher {teacher.name!r} ({teacher.config.model_type}) are {said[0]}, and those of student "
+                f"{student.name!r} ({config.model_type}) {said[1]} (accepted: texts of one length)"
+            )
 
 
 def check_on_policy(

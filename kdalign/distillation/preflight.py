@@ -14,7 +14,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.media.readers import ImageReader
-from kdalign.data.media.rows import Modality
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks
 from kdalign.data.tasks.segments import first_place
@@ -286,12 +285,13 @@ def _without_effect(run: PreparedRun) -> list[str]:
     softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
     if objective.temperature != plain.objective.temperature and not softened:
         found.append("objective.temperature softens alpha, dkd and dist, and all of them have the weight 0")
-    return found + _idle_data_settings(recipe.data, plain.data, run.task.modality)
+    images_alone = run.task.modality == "image" and run.student.family != "dual"
+    return found + _idle_data_settings(recipe.data, plain.data, images_alone)
 
 
-def _idle_data_settings(data: DataSettings, plain: DataSettings, modality: Modality) -> list[str]:
+def _idle_data_settings(data: DataSettings, plain: DataSettings, images_alone: bool) -> list[str]:
     found = []
-    if modality == "image" and data.max_length != plain.max_length:
+    if images_alone and data.max_length != plain.max_length:
         found.append("data.max_length is for texts, and images have a size of their own")
     if data.limit_seed is not None and data.limit is None and data.unlabelled_limit is None:
         found.append("data.limit_seed is for data.limit, which is not given")

@@ -17,6 +17,7 @@ from kdalign.data.tasks import AnyTask, task_of
 from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import (
     Finding,
+    check_configs,
     check_features_alone,
     check_frames,
     check_lora,
@@ -240,6 +241,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     splits = load_splits(adapter, recipe)
     check_rows(recipe, task, splits.train)
     config = student.config(tokenizers)
+    check_configs(recipe, student, config, teachers)
     plan = find_plan(recipe, teachers, student, describe(config)) if teachers else None
     if plan is not None and shares_encoder(recipe, student, teachers):
         plan = plan.without("encoder")

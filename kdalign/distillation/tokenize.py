@@ -26,6 +26,7 @@ from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_cache import keep_tokens
 from kdalign.errors import UsageError
 from kdalign.models.heads import HeadKind
+from kdalign.models.inputs import padded_length
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
@@ -116,7 +117,8 @@ def student_tokenizer(run: PreparedRun) -> PreTrainedTokenizerBase:
     read = [splits.train, *([splits.unlabelled.examples] if splits.unlabelled is not None else [])]
     columns = (column for examples in read for column in examples.texts if not isinstance(column, MediaRows))
     texts = (text for column in columns for text in column)
-    return train_tokenizer(texts, run.tokenizers.size, run.student.family, run.student.positions)
+    masks = not padded_length(run.student.config(run.tokenizers))
+    return train_tokenizer(texts, run.tokenizers.size, run.student.family, run.student.positions, masks=masks)
 
 
 def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedRun:

@@ -17,6 +17,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score, agreement_metric, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.retrieval import pack_ranks, ranks
+from kdalign.models.architecture import joint_width
 from kdalign.models.capture import inference_mode, pooled
 from kdalign.models.inputs import accepted_inputs
 from kdalign.models.sharding import needs_every_rank
@@ -142,7 +143,7 @@ def retrieve(
         output = model(**accepted_inputs(model, collate(encoded, rows).to(device).inputs))
         return torch.stack([output.image_embeds, output.text_embeds], dim=1).float().cpu().numpy()
 
-    embeddings = np.empty((len(encoded), 2, int(model.config.projection_dim)), dtype=np.float32)
+    embeddings = np.empty((len(encoded), 2, joint_width(model.config)), dtype=np.float32)
     _fill(embeddings, model, rows_in_order(encoded, batch_size), read, progress)
     check_finite(np.abs(embeddings).sum(axis=1), "embeddings")
     images, texts = embeddings[:, 0].astype(np.float64), embeddings[:, 1].astype(np.float64)

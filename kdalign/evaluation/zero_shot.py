@@ -10,6 +10,7 @@ from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.errors import UsageError
 from kdalign.evaluation.predictions import check_finite
 from kdalign.models.capture import inference_mode
+from kdalign.models.inputs import padded_length
 from kdalign.models.sharding import needs_every_rank
 from kdalign.observer import ProgressCallback
 from kdalign.ranks import share_batches
@@ -19,14 +20,16 @@ IMAGES_AT_ONCE = 64
 
 
 def check_text_end(reader: InputReader) -> None:
-    """Refuse an end token by which Transformers' CLIP does not find the end of a text.
+    """Refuse an end token by which Transformers' CLIP does not find the end of a text; SigLIP reads its last position.
 
-    It takes a text's embedding at the first end token; if the configuration's is 2, as in the first published ones,
+    CLIP takes a text's embedding at the first end token; if the configuration's is 2, as in the first published ones,
     at the token with the largest number, which must then be the end.
 
     Raises:
         UsageError: both tokens.
     """
+    if padded_length(reader.config):
+        return
     named, end = reader.config.text_config.eos_token_id, reader.tokenizer.eos_token_id
     if named != end and not (named == 2 and end == max(reader.tokenizer.get_vocab().values())):
         raise UsageError(
@@ -63,10 +66,16 @@ def classify_by_captions(
     assert examples.media is not None, "the task has images"
     media, device = MediaInputs.of(examples.media, reader.media), next(model.parameters()).device
     most = int(model.config.text_config.max_position_embeddings)
-    texts = reader.tokenizer(
-        list(captions_of(task)), padding=True, truncation=True, max_length=most, return_tensors="pt"
+    whole = bool(padded_length(model.config))
+    ids = reader.tokenizer(
+        list(captions_of(task)),
+        padding="max_length" if whole else True,
+        truncation=True,
+        max_length=most,
+        return_tensors="pt",
+        return_attention_mask=not whole,
+        return_token_type_ids=False,
     ).to(device)
-    ids = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
 
     def read(rows: list[int]) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
         pixels = media.read(rows, (0, 0)).inputs["pixel_values"].to(device, model.dtype)

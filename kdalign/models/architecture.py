@@ -63,6 +63,12 @@ class Architecture:
         """Return whether a stack reads the target: an encoder-decoder's decoder."""
         return self.family == "seq2seq" and stack == "decoder"
 
+    def looks_back(self, stack: str) -> bool:
+        """Return whether a position of a stack sees only those before it."""
+        reads_text = self.family == "dual" and stack == "text"
+        back = reads_text and not LAYOUTS[self.model_type].reads_padding
+        return back or self.family == "causal" or self.reads_target(stack)
+
     def stack(self, name: str) -> Stack:
         """Return the stack of that name."""
         for stack in self.stacks:
@@ -126,12 +132,24 @@ def layout_of(config: "PretrainedConfig") -> Layout:
         layout = _derived[config.model_type]
     if config.model_type == "deberta-v2" and getattr(config, "conv_kernel_size", 0):
         raise UsageError("deberta-v2 with a convolution after its first layer is not supported (accepted: without)")
+    if config.model_type == "siglip":
+        _check_siglip(config)
     groups = getattr(config, "num_hidden_groups", 1), getattr(config, "inner_group_num", 1)
     if layout.shared and groups != (1, 1):
         raise UsageError(
             f"{config.model_type} with groups of layers is not supported (accepted: one group of one layer)"
         )
     return layout
+
+
+def _check_siglip(config: "PretrainedConfig") -> None:
+    """Refuse a SigLIP whose towers do not end in embeddings that can be compared."""
+    images, texts = config.vision_config, config.text_config
+    if not images.vision_use_head or images.hidden_size != texts.projection_size:
+        raise UsageError(
+            f"siglip with vision_use_head={images.vision_use_head}, images of width {images.hidden_size} and texts of "
+            f"projection_size {texts.projection_size} is not supported (accepted: with a head, and equal widths)"
+        )
 
 
 _derived: dict[str, Layout] = {}
@@ -216,8 +234,15 @@ def _describe(config: "PretrainedConfig") -> Architecture:
         parameters=count_parameters(meta_model(config)),
         tied=vocabulary_size(config) > 0 and bool(getattr(config, "tie_word_embeddings", False)),
         attention=layout_of(config).attention,
-        joint_width=int(getattr(config, "projection_dim", 0)) if layout_of(config).family == "dual" else 0,
+        joint_width=joint_width(config) if layout_of(config).family == "dual" else 0,
     )
+
+
+def joint_width(config: "PretrainedConfig") -> int:
+    """Return the width of a dual encoder's embeddings."""
+    if config.model_type == "siglip":
+        return int(config.text_config.projection_size)
+    return int(config.projection_dim)
 
 
 def stack_config(config: "PretrainedConfig", layout: StackLayout) -> "PretrainedConfig":

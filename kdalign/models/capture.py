@@ -87,6 +87,7 @@ class Activations:
         image_features: (batch, width), a dual encoder's embeddings of images, of length 1; empty for others.
         text_features: (batch, width), those of texts.
         scale: a dual encoder's factor of cosines.
+        bias: what it adds to them then, if it learned that (SigLIP); empty for others.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
         shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, by the mixture
             of them, if it attends.
@@ -115,6 +116,7 @@ class Activations:
     image_features: Tensor = field(default_factory=lambda: torch.empty(0))
     text_features: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: Tensor = field(default_factory=lambda: torch.empty(0))
+    bias: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))
     matchings: tuple[TokenAlignment | None, ...] = (None,)
     mixture: ClassMixture | None = None
@@ -332,6 +334,7 @@ def forward(
             output = model(**read)
             signals.image_features, signals.text_features = output.image_embeds, output.text_embeds
             signals.scale = model.logit_scale.exp()
+            signals.bias = getattr(model, "logit_bias", signals.bias)
         elif head_of_class(type(model).__name__) is HeadKind.NONE:
             signals.features = model(**read).last_hidden_state
         elif head_of_class(type(model).__name__) is HeadKind.CTC:

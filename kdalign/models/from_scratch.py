@@ -219,6 +219,9 @@ def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
         model = new_model(auto, copy.deepcopy(config))
     if model.device.type == "meta":
         return model
+    if config.model_type == "siglip":  # nearly all pairs are wrong ones, as it first answers (arXiv:2303.15343)
+        torch.nn.init.constant_(model.logit_scale, math.log(10))
+        torch.nn.init.constant_(model.logit_bias, -10)
     for name, module in model.base_model.named_modules():
         if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and module.weight.requires_grad:
             spread = float(module.weight.detach().std())

@@ -29,6 +29,7 @@ _HEADS = {
     "ForImageClassification": HeadKind.CLASSIFIER,
     "ForSequenceClassification": HeadKind.CLASSIFIER,
     "CLIPModel": HeadKind.DUAL,
+    "SiglipModel": HeadKind.DUAL,
     "ForMaskedLM": HeadKind.MASKED,
     "ForPreTraining": HeadKind.MASKED,
     "ForCausalLM": HeadKind.CAUSAL,

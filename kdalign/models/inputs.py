@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kdalign.data.media.encodings import ENCODER_OUTPUTS
 from kdalign.data.media.readers import INPUT_MASK
 from kdalign.data.media.waves import samples_of
-from kdalign.models.layouts import modality_of, reads_samples
+from kdalign.models.layouts import LAYOUTS, modality_of, reads_samples
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,13 @@ def vision_config(config: "PretrainedConfig") -> "PretrainedConfig":
 def has_text(config: "PretrainedConfig") -> bool:
     """Return whether a model of images reads texts beside them."""
     return getattr(config, "text_config", None) is not None
+
+
+def padded_length(config: "PretrainedConfig") -> int:
+    """Return the length to which texts are padded for a model that reads their padding, too; 0 if it is masked."""
+    layout = LAYOUTS.get(config.model_type)
+    pads = layout is not None and layout.reads_padding
+    return int(config.text_config.max_position_embeddings) if pads else 0
 
 
 def convolutions_of(config: "PretrainedConfig") -> tuple[tuple[int, int], ...]:

@@ -54,6 +54,8 @@ class Layout:
         modality: what it reads.
         class_tokens: number of positions before the patches of an image.
         fixed: module paths below the base model whose weights are computed, not learned: sinusoidal positions.
+        reads_padding: True for a dual encoder whose texts are padded to all positions and read as a whole, in both
+            directions.
     """
 
     family: str
@@ -65,6 +67,7 @@ class Layout:
     modality: Modality = "text"
     class_tokens: int = 0
     fixed: tuple[str, ...] = ()
+    reads_padding: bool = False
 
     @property
     def staged(self) -> bool:
@@ -203,6 +206,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "vit": _VIT,
     "deit": replace(_VIT, class_tokens=2),
     "clip": _CLIP,
+    "siglip": replace(_CLIP, class_tokens=0, reads_padding=True),
     "swin": _pyramid("encoder.layers", "embed_dim"),
     "convnext": _pyramid("encoder.stages", "hidden_sizes"),
     "resnet": _pyramid("encoder.stages", "hidden_sizes", "embedder"),

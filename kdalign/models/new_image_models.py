@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.errors import UsageError
 from kdalign.models.heads import HeadKind, auto_class
@@ -21,6 +21,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
         **{"channels": "3", "dropout": "0"},
     },
     "clip": _TRANSFORMER | {"channels": "3", "dropout": "0", "joint": "128", "positions": "77"},
+    "siglip": _TRANSFORMER | {"channels": "3", "dropout": "0", "positions": "64"},
     "convnext": {"depths": "3-3-9-3", "widths": "96-192-384-768", "image": "224", "patch": "4", "channels": "3"},
     "resnet": {"depths": "2-2-2-2", "widths": "64-128-256-512", "image": "224", "channels": "3"},
 }
@@ -46,7 +47,7 @@ class ImageSpec:
     @property
     def reads_text(self) -> bool:
         """True if it reads texts beside images."""
-        return self.model_type == "clip"
+        return LAYOUTS[self.model_type].family == "dual"
 
     def config(self, tokenizer: PreTrainedTokenizerBase | None = None, entries: int = 0) -> PretrainedConfig:
         """Make the configuration; fields that no setting gives have their defaults.
@@ -62,7 +63,7 @@ class ImageSpec:
             fields["text_config"] |= ids | {"vocab_size": entries if tokenizer is None else len(tokenizer)}
         config: PretrainedConfig = AutoConfig.for_model(self.model_type, **fields)
         if self.reads_text:
-            config.architectures = ["CLIPModel"]
+            config.architectures = [AutoModel._model_mapping[type(config)].__name__]
             return config
         auto = auto_class(HeadKind.CLASSIFIER, self.model_type)
         found = auto._model_mapping[type(config)]
@@ -88,7 +89,7 @@ def parse_image_spec(text: str) -> ImageSpec:
     if values.get("feed_forward") == "":
         del values["feed_forward"]
     sizes = {key: _numbers(key, value) for key, value in values.items()}
-    if "heads" not in given and model_type in ("vit", "deit", "clip"):
+    if "heads" not in given and model_type in ("vit", "deit", "clip", "siglip"):
         sizes["heads"] = (max(1, sizes["width"][0] // 64),)
     if "heads" not in given and model_type == "swin":
         width = sizes["width"][0]
@@ -154,19 +155,18 @@ def _vit(spec: ImageSpec) -> dict[str, Any]:
     }
 
 
-def _clip(spec: ImageSpec) -> dict[str, Any]:
+def _dual(spec: ImageSpec) -> dict[str, Any]:
     width = spec.one("width")
     tower = {
         **{"num_hidden_layers": spec.one("layers"), "hidden_size": width, "num_attention_heads": spec.one("heads")},
         **{"intermediate_size": spec.sizes.get("feed_forward", (4 * width,))[0], "attention_dropout": spec.dropout},
-        "projection_dim": spec.one("joint"),
     }
     images = {"image_size": spec.image, "patch_size": spec.one("patch"), "num_channels": spec.one("channels")}
-    return {
-        "vision_config": tower | images,
-        "text_config": tower | {"max_position_embeddings": spec.one("positions")},
-        "projection_dim": spec.one("joint"),
-    }
+    texts = {"max_position_embeddings": spec.one("positions")}
+    if "joint" not in spec.sizes:  # a SigLIP's embeddings are as wide as its layers
+        return {"vision_config": tower | images, "text_config": tower | texts}
+    joint = {"projection_dim": spec.one("joint")}
+    return {"vision_config": tower | joint | images, "text_config": tower | joint | texts, **joint}
 
 
 def _swin(spec: ImageSpec) -> dict[str, Any]:
@@ -195,7 +195,15 @@ def _resnet(spec: ImageSpec) -> dict[str, Any]:
 
 
 _FIELDS: Mapping[str, Callable[[ImageSpec], dict[str, Any]]] = {
-    **{"vit": _vit, "deit": _vit, "clip": _clip, "swin": _swin, "convnext": _convnext, "resnet": _resnet},
+    **{
+        "vit": _vit,
+        "deit": _vit,
+        "clip": _dual,
+        "siglip": _dual,
+        "swin": _swin,
+        "convnext": _convnext,
+        "resnet": _resnet,
+    },
 }
 """Configuration fields of each type. A ResNet's ``image_size`` is kdalign's own: Transformers has no field for it."""
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from kdalign.environment import map_buffers, trim_heap
 from kdalign.errors import UsageError
-from kdalign.models.architecture import blocks
+from kdalign.models.architecture import blocks, meta_model
 from kdalign.models.lm_head import LMHead
 from kdalign.models.loading import without_storage
 from kdalign.ranks import on_every_rank
@@ -42,6 +42,20 @@ def check_sharding() -> None:
     """
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise UsageError(f"train.sharding=fsdp2 needs torch 2.13 or newer (found: {torch.__version__})")
+
+
+def check_divisible(config: PretrainedConfig) -> None:
+    """Refuse a model with a parameter that has no rows to divide, such as CLIP's scale.
+
+    Raises:
+        UsageError: the parameter.
+    """
+    scalars = [name for name, parameter in meta_model(config).named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise UsageError(
+            f"train.sharding=fsdp2 divides parameters by rows, and {scalars[0]} of a {config.model_type} model is a "
+            f"single number (accepted: train.sharding=none)"
+        )
 
 
 def shard(

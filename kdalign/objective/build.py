@@ -202,9 +202,8 @@ def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
     pairs = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
-        dual = plan.student.family == "dual"
-        looks_back = target or plan.student.family == "causal" or (dual and layer_map.student_stack == "text")
-        seen = dual and layer_map.student_stack == "vision"
+        looks_back = plan.student.looks_back(layer_map.student_stack)
+        seen = plan.student.family == "dual" and layer_map.student_stack == "vision"
         number = split_stack(layer_map.teacher_stack)[0]
         pairs[layer_map.teacher_stack] = LayerPairs(
             plan.pairs_of(layer_map), target, seen, looks_back, plan.weighting, teacher=number

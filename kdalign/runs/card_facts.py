@@ -73,9 +73,14 @@ class CardFacts:
         return self.model_type in LAYOUTS and LAYOUTS[self.model_type].family == "permutation"
 
     @property
+    def reads_padding(self) -> bool:
+        """True for a dual encoder that reads the padding of texts (SigLIP)."""
+        return self.model_type in LAYOUTS and LAYOUTS[self.model_type].reads_padding
+
+    @property
     def pipeline(self) -> str:
         """The hub's pipeline tag of the student."""
-        if self.modality in _PIPELINES_OF_MEDIA:
+        if self.modality in _PIPELINES_OF_MEDIA and self.head is not HeadKind.DUAL:
             return _PIPELINES_OF_MEDIA[self.modality]
         kind = self.task.kind if isinstance(self.task, LanguageTask) else ""
         return _PIPELINES_OF_KINDS.get(kind, _PIPELINES[self.head])

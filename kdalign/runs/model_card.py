@@ -183,7 +183,7 @@ def _use(card: CardFacts) -> str:
     if card.modality == "text":
         shown = example(card.head, auto, length, pair=pair, permutation=card.permutation)
     else:
-        shown = media_example(card.modality, card.head, auto, card.channels)
+        shown = media_example(card.modality, card.head, auto, card.channels, card.reads_padding)
     return f"## Use\n\n{code_block(shown, 'python')}"
 
 

@@ -89,6 +89,17 @@ inputs = tokenizer(texts, padding=True, return_tensors="pt") | processor(image, 
 with torch.no_grad():
     print(model(**inputs).logits_per_image.softmax(-1))
 """
+_PAIR = """\
+inputs = tokenizer(texts, padding=True, return_tensors="pt") | processor(image, return_tensors="pt")
+"""
+_PADDED = """\
+length = model.config.text_config.max_position_embeddings  # padding is read, too
+inputs = tokenizer(
+    texts, padding="max_length", max_length=length, truncation=True, return_attention_mask=False, return_tensors="pt"
+)
+inputs |= processor(image, return_tensors="pt")
+"""
+_DUAL_PADDED = _DUAL.replace(_PAIR, _PADDED)
 
 _IMAGE = """\
 import torch
@@ -144,7 +155,9 @@ _CODE = {
 }
 
 
-def media_example(modality: MediaKind, head: HeadKind, auto: str, channels: int = 3) -> str:
+def media_example(
+    modality: MediaKind, head: HeadKind, auto: str, channels: int = 3, reads_padding: bool = False
+) -> str:
     """Write code that loads a student of sounds or images and runs it once.
 
     Args:
@@ -152,8 +165,10 @@ def media_example(modality: MediaKind, head: HeadKind, auto: str, channels: int 
         head: the student's head.
         auto: the class of Transformers that loads it.
         channels: channels of the images.
+        reads_padding: true for a dual encoder that reads the padding of texts.
     """
-    of_images = _DUAL if head is HeadKind.DUAL else _GREY_IMAGE if channels == 1 else _IMAGE
+    of_pairs = _DUAL_PADDED if reads_padding else _DUAL
+    of_images = of_pairs if head is HeadKind.DUAL else _GREY_IMAGE if channels == 1 else _IMAGE
     if head is HeadKind.CTC:
         return example(head, auto, 0, pair=False, permutation=False)
     code = _SPEECH if modality == "audio" else of_images

@@ -1,5 +1,6 @@
 """Pairs of image and text: what both towers are compared by, what is exported, and what a class's caption finds."""
 
+import copy
 import json
 from io import BytesIO
 
@@ -21,7 +22,8 @@ from kdalign.errors import UsageError
 from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.rescoring import rescore_run
 from kdalign.evaluation.zero_shot import classify_by_captions
-from kdalign.models.capture import CaptureSpec, forward
+from kdalign.models.architecture import Layer, layout_of
+from kdalign.models.capture import CaptureSpec, enable_capture, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.media_reader import load_reader
 from kdalign.recipe import build_recipe
@@ -30,6 +32,7 @@ from kdalign.runs.disagreements import find_disagreements
 from kdalign.runs.finished import finished_runs
 from kdalign.runs.folder import RunFolder
 from support.media import encode_image
+from support.media_setting import DUAL_TYPES, save_dual_model
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
 SETTINGS = ("data.max_length=16", "train.batch_size=8", "train.precision=fp32", "train.profile=false")
@@ -56,19 +59,46 @@ def recipe(folder, out, *settings, **keys):
     return build_recipe(None, {"data": data, "out": str(out), **keys}, [*SETTINGS, *settings])
 
 
-@pytest.fixture(scope="module")
-def teacher(folder, tmp_path_factory):
+def train_teacher(folder, out, student):
     """A dual encoder that has learned the colours."""
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    student = "new:clip,layers=2,width=32,heads=2,image=8,patch=4,joint=16,positions=16"
     settings = ("train.epochs=40", "train.lr=3e-3")
     (record,) = kdalign.distill(recipe(folder, out, *settings, teacher="none", student=student, tokenizer="train:300"))
     assert record.first_scores.student[0].value > 80  # of 12 pairs, equal texts count alike
     return out / "student"
 
 
-def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformers_alone(folder, teacher, tmp_path):
-    given = recipe(folder, tmp_path / "run", teacher=str(teacher), student="layers=1")
+@pytest.fixture(scope="module")
+def teacher(folder, tmp_path_factory):
+    student = "new:clip,layers=2,width=32,heads=2,image=8,patch=4,joint=16,positions=16"
+    return train_teacher(folder, tmp_path_factory.mktemp("runs") / "clip", student)
+
+
+@pytest.fixture(scope="module")
+def siglip(folder, tmp_path_factory):
+    student = "new:siglip,layers=2,width=32,heads=2,image=8,patch=4,positions=16"
+    return train_teacher(folder, tmp_path_factory.mktemp("runs") / "siglip", student)
+
+
+@pytest.fixture(params=["teacher", "siglip"])
+def each_teacher(request):
+    return request.getfixturevalue(request.param)
+
+
+def similarities(place, texts, images):
+    """What a model on disk says of all pairs, in Transformers alone: SigLIP as it was trained, padding unmasked."""
+    model, tokenizer = AutoModel.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+    whole = model.config.model_type == "siglip"
+    ways = {"padding": "max_length", "max_length": 16} if whole else {"padding": True}
+    read = tokenizer(list(texts), return_tensors="pt", **ways)
+    assert ("attention_mask" in read) != whole, "an exported tokenizer tells what its model reads"
+    pictures = [Image.open(BytesIO(image)).convert("RGB") for image in images]
+    pixels = AutoImageProcessor.from_pretrained(place, backend="pil")(pictures, return_tensors="pt")
+    with torch.no_grad():
+        return model(**read, **pixels).logits_per_image
+
+
+def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformers_alone(folder, each_teacher, tmp_path):
+    given = recipe(folder, tmp_path / "run", teacher=str(each_teacher), student="layers=half")
     (record,) = kdalign.distill(given)
     history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
     terms = next(line for line in history if line["kind"] == "step")["parts"]
@@ -78,15 +108,8 @@ def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformer
     curves = read_curves(*finished_runs([tmp_path / "run"]))
     nats = {name for name, unit in curves.units.items() if unit == "nats"}
     assert nats == {"contrastive", "pair-similarity"}, "divergences, not the spreads by which texts' similarities count"
-    place = tmp_path / "run/student"
-    model = AutoModel.from_pretrained(place).eval()
     images, texts = pd.read_parquet(folder / "validation.parquet")[["image", "text"]].T.to_numpy()
-    read = AutoTokenizer.from_pretrained(place)(list(texts), padding=True, return_tensors="pt")
-    pictures = [Image.open(BytesIO(image)).convert("RGB") for image in images]
-    pixels = AutoImageProcessor.from_pretrained(place, backend="pil")(pictures, return_tensors="pt")
-    with torch.no_grad():
-        found = model(read["input_ids"], pixels["pixel_values"], attention_mask=read["attention_mask"])
-    best = found.logits_per_image.argmax(dim=1).numpy()
+    best = similarities(tmp_path / "run/student", texts, images).argmax(dim=1).numpy()
     scores = {score.metric: score.value for score in record.first_scores.student}
     assert scores["i2t_recall_1"] == pytest.approx(100 * np.mean(texts[best] == texts))
 
@@ -125,7 +148,7 @@ def test_padding_of_a_text_moves_neither_tower(folder, teacher, tmp_path):
     torch.testing.assert_close(one.image_features, other.image_features)
 
 
-def test_a_dual_encoder_finds_the_class_of_an_image_by_a_caption_of_each(folder, teacher, tmp_path, monkeypatch):
+def test_a_dual_encoder_finds_the_class_of_an_image_by_a_caption_of_each(folder, each_teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "colours.yaml").write_text(
         "kind: image-classification\ncolumns: image\nlabels: [red, green, blue, white]\nprompt: a {label} square\n"
@@ -133,20 +156,69 @@ def test_a_dual_encoder_finds_the_class_of_an_image_by_a_caption_of_each(folder,
     task = find_task("colours.yaml", str(folder))
     assert task.captions == tuple(f"a {name} square" for name in COLOURS)
     request = EvalRequest(task=("colours.yaml",), folder=str(folder))
-    ((result,),) = [kdalign.evaluate([str(teacher)], request)]
-    tokenizer, model = AutoTokenizer.from_pretrained(teacher), AutoModel.from_pretrained(teacher).eval()
-    processor = AutoImageProcessor.from_pretrained(teacher, backend="pil")
+    ((result,),) = [kdalign.evaluate([str(each_teacher)], request)]
     table = pd.read_parquet(folder / "validation.parquet")
-    pictures = [Image.open(BytesIO(image)).convert("RGB") for image in table.image]
-    captions = tokenizer(list(task.captions), padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = model(
-            captions["input_ids"],
-            processor(pictures, return_tensors="pt")["pixel_values"],
-            attention_mask=captions["attention_mask"],
-        ).logits_per_image
+    logits = similarities(each_teacher, task.captions, table.image)
+    kept = pd.read_parquet(result.predictions)[[f"logit/{name}" for name in COLOURS]].to_numpy()
+    torch.testing.assert_close(torch.tensor(kept), logits, atol=1e-4, rtol=1e-4)
     right = np.array([list(COLOURS).index(name) for name in table.label])
     assert result.scores[0].value == pytest.approx(100 * np.mean(logits.argmax(dim=1).numpy() == right))
+
+
+@pytest.mark.parametrize("kind", DUAL_TYPES)
+def test_what_is_captured_of_both_towers_is_what_the_stock_model_computes(kind, tmp_path):
+    place = save_dual_model(tmp_path, DUAL_TYPES[kind])
+    stock = AutoModel.from_pretrained(place, attn_implementation="eager").eval()
+    ids = torch.tensor(AutoTokenizer.from_pretrained(place)(["stripes, across"] * 2, padding="max_length")["input_ids"])
+    mask = torch.ones_like(ids) if kind == "siglip" else (ids != 0).long()
+    inputs = {"input_ids": ids, "input_mask": mask, "pixel_values": torch.randn(2, 3, 28, 28)}
+    given = {} if kind == "siglip" else {"attention_mask": mask}
+    with torch.no_grad():
+        towers = (
+            stock.text_model(ids, **given, output_attentions=True, output_hidden_states=True),
+            stock.vision_model(inputs["pixel_values"], output_attentions=True, output_hidden_states=True),
+        )
+        model = enable_capture(AutoModel.from_pretrained(place).eval())
+        layers = frozenset(Layer(stack, number) for stack in ("text", "vision") for number in range(4))
+        found = forward(model, inputs, CaptureSpec(layers, layers, frozenset(("text", "vision"))), None)
+    for stack, tower in zip(("text", "vision"), towers, strict=True):
+        torch.testing.assert_close(found.embeddings[stack], tower.hidden_states[0], atol=1e-5, rtol=1e-5)
+        for number in range(4):
+            layer = Layer(stack, number)
+            torch.testing.assert_close(found.attention[layer], tower.attentions[number], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.hidden[layer], tower.hidden_states[number + 1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("student", ["clip", "siglip,positions=12", "clip,positions=12"])
+def test_a_student_that_reads_other_padding_than_its_teacher_is_refused(folder, teacher, siglip, tmp_path, student):
+    sizes = "layers=1,width=32,heads=2,image=8,patch=4"
+    given = recipe(
+        folder, tmp_path / "run", "data.max_length=12", teacher=str(siglip), student=f"new:{student},{sizes}"
+    )
+    with pytest.raises(
+        UsageError, match=r"teacher '.*' \(siglip\) are padded to 16 tokens that it reads, and those of"
+    ):
+        prepare(given)
+    given = recipe(folder, tmp_path / "run", teacher=str(teacher), student=f"new:siglip,positions=16,{sizes}")
+    with pytest.raises(UsageError, match=r"teacher '.*' \(clip\) are not padded, and those of student .* to 16 tokens"):
+        prepare(given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scale_without_rows_is_not_divided_among_ranks(folder, teacher, siglip, tmp_path):
+    given = recipe(folder, tmp_path / "run", "train.sharding=fsdp2", teacher=str(teacher), student="layers=1")
+    with pytest.raises(UsageError, match="logit_scale of a clip model is a single number"):
+        prepare(given)
+    prepare(recipe(folder, tmp_path / "run", "train.sharding=fsdp2", teacher=str(siglip), student="layers=1"))
+
+
+def test_a_siglip_without_embeddings_of_one_width_is_refused(siglip):
+    config = find_checkpoint(str(siglip)).config
+    for tower, field, value in (("vision_config", "vision_use_head", False), ("text_config", "projection_size", 16)):
+        changed = copy.deepcopy(config)
+        setattr(getattr(changed, tower), field, value)
+        with pytest.raises(UsageError, match=r"not supported \(accepted: with a head, and equal widths\)"):
+            layout_of(changed)
 
 
 def test_captions_whose_end_cannot_be_found_are_refused(folder, teacher):

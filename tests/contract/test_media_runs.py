@@ -142,6 +142,15 @@ def test_a_run_stopped_and_resumed_ends_in_the_weights_of_one_never_stopped(plac
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
 
 
+def test_the_length_of_captions_has_an_effect_and_that_of_images_has_none(place, kdalign):
+    for kind, idle in (("siglip", False), ("vit", True)):
+        status, out, err = kdalign(
+            *words(place, kind, "run", "--student", "layers=2", "--max-length", "30"), "--dry-run"
+        )
+        assert status == 0, err
+        assert ("data.max_length is for texts" in " ".join(out.split())) == idle
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "more"), [("vit", CROP), ("whisper", ()), *((kind, ()) for kind in DUAL_TYPES)])
 def test_two_ranks_take_the_steps_of_one_process(place, tmp_path, kind, more):

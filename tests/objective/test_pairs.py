@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from kdalign.errors import UsageError
 from kdalign.models.capture import Activations, CaptureSpec, forward
 from kdalign.objective.build import build_pair_objective
-from kdalign.objective.losses import pair_contrast, pair_similarity
+from kdalign.objective.losses import pair_contrast, pair_sigmoid, pair_similarity
 from kdalign.objective.terms import PairContrast, PairSimilarity
 from kdalign.recipe import ObjectiveWeights
 
@@ -23,6 +23,18 @@ def clip(seed):
     text = {"vocab_size": 50, "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     vision = {"image_size": 8, "patch_size": 4}
     return CLIPModel(CLIPConfig(text_config=TOWER | text, vision_config=TOWER | vision, projection_dim=8)).eval()
+
+
+def siglip(seed):
+    torch.manual_seed(seed)
+    text, vision = (
+        {"vocab_size": 50, "max_position_embeddings": 4, "pad_token_id": 0},
+        {"image_size": 8, "patch_size": 4},
+    )
+    model = SiglipModel(SiglipConfig(text_config=TOWER | text, vision_config=TOWER | vision)).eval()
+    torch.nn.init.constant_(model.logit_scale, 1.5)
+    torch.nn.init.constant_(model.logit_bias, -2.0)
+    return model
 
 
 def pairs():
@@ -37,6 +49,28 @@ def test_the_contrastive_loss_is_that_of_transformers():
     own = model(inputs["input_ids"], inputs["pixel_values"], attention_mask=inputs["input_mask"], return_loss=True).loss
     found = pair_contrast(signals.image_features, signals.text_features, signals.scale)
     torch.testing.assert_close(found, own)
+
+
+def test_the_sigmoid_loss_and_the_towers_are_those_of_transformers():
+    """A text is padded to all positions, and nothing tells padding from words."""
+    model, inputs = siglip(0), pairs()
+    inputs["input_mask"] = torch.ones_like(inputs["input_ids"])
+    signals = forward(model, inputs, CaptureSpec(), None)
+    own = model(inputs["input_ids"], inputs["pixel_values"], return_loss=True)
+    torch.testing.assert_close(signals.image_features, own.image_embeds)
+    torch.testing.assert_close(signals.text_features, own.text_embeds)
+    found = pair_sigmoid(signals.image_features, signals.text_features, signals.scale, signals.bias)
+    torch.testing.assert_close(found, own.loss)
+    batch = SimpleNamespace(counted=torch.ones(4, dtype=torch.bool))
+    torch.testing.assert_close(PairContrast()(SimpleNamespace(student=signals, batch=batch)), own.loss)
+
+
+def test_the_sigmoid_loss_by_hand():
+    """Right pairs have cosine 1, the wrong ones 0: 2 log(1 + e^-(s + b)) + 2 log(1 + e^b) over two images."""
+    unit, scale, bias = torch.eye(2), 3.0, -1.0
+    expected = math.log(1 + math.exp(-(scale + bias))) + math.log(1 + math.exp(bias))
+    found = pair_sigmoid(unit, unit, torch.tensor([scale]), torch.tensor([bias]))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_divergence_is_0_at_the_teacher_and_that_of_both_directions_elsewhere():

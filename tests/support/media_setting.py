@@ -49,7 +49,10 @@ SMALLER = {
     "resnet": "new:vit,layers=2,width=24,heads=4,feed_forward=48,image=28,patch=7",
 }
 """A student of each: its own layers, or another type, width or size of image."""
-DUAL_TYPES = {"clip": "new:clip,layers=4,width=32,heads=4,feed_forward=64,image=28,patch=7,joint=16,positions=40"}
+DUAL_TYPES = {
+    "clip": "new:clip,layers=4,width=32,heads=4,feed_forward=64,image=28,patch=7,joint=16,positions=40",
+    "siglip": "new:siglip,layers=4,width=32,heads=4,feed_forward=64,image=28,patch=7,positions=40",
+}
 """A small dual encoder of each type; ``save_dual_model`` gives it weights that tell images and texts apart."""
 WORDS = {"low": 220, "high": 880, "mid": 440}
 """Spoken words, which are tones of these Hertz."""
@@ -118,7 +121,7 @@ def new_image_model(spec: str, seed: int = 0, **changes: object):
 def save_dual_model(folder: Path, spec: str, seed: int = 0) -> Path:
     """Save a tiny dual encoder, which tells images and texts apart, with its tokenizer and processor."""
     captions = [f"stripes, {CLASSES[number % 2]}, number {number}" for number in range(32)]
-    tokenizer = train_tokenizer(captions, 300, "dual", positions=40)
+    tokenizer = train_tokenizer(captions, 300, "dual", positions=40, masks="siglip" not in spec)
     model = with_large_weights(build_from_scratch(parse_scratch_spec(spec).config(tokenizer), seed), seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ from kdalign.models import loading
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
+from kdalign.models.inputs import padded_length
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import Predictions, read_teacher_predictions, write_predictions
 
@@ -59,15 +60,16 @@ class DualEncoderAdapter:
         """Do nothing: a row is one pair."""
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
-        """Refuse a tokenizer without an end token, at which a text's embedding is taken."""
+        """Refuse a tokenizer without an end token, at which a CLIP takes a text's embedding."""
         if tokenizer.eos_token_id is None:
-            raise UsageError(f"the tokenizer of {name!r} has no end token, at which CLIP takes a text's embedding")
+            raise UsageError(f"the tokenizer of {name!r} has no end token, which texts of a dual encoder end with")
 
     def tokenize(self, examples: Examples, reader: InputReader, *, scored: bool) -> TokenizedSplit:
         """Tokenize texts, beside images that are decoded when a batch reads them."""
         assert reader.media is not None, "a dual encoder reads images"
         check_text_end(reader)
-        split = tokenize_captions(examples, reader.tokenizer, reader.media, self.max_length)
+        padded = padded_length(reader.config)
+        split = tokenize_captions(examples, reader.tokenizer, reader.media, self.max_length, padded)
         return replace(split, labels=np.zeros(len(split))) if scored else split
 
     def check_dual(self) -> None:

@@ -31,7 +31,7 @@ from kdalign.objective.losses.logits import (
     standardise_logits,
     universal_logit_distance,
 )
-from kdalign.objective.losses.pairs import pair_contrast, pair_similarity
+from kdalign.objective.losses.pairs import pair_contrast, pair_sigmoid, pair_similarity
 from kdalign.objective.losses.relational import (
     LEAST_GROUP,
     info_nce,
@@ -64,6 +64,7 @@ __all__ = [
     "logit_squared_error",
     "memory_nce",
     "pair_contrast",
+    "pair_sigmoid",
     "pair_similarity",
     "patient_distance",
     "relation_divergence",

@@ -22,6 +22,27 @@ def pair_contrast(
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
+def pair_sigmoid(
+    images: Float[Tensor, "n width"], texts: Float[Tensor, "n width"], scale: Tensor, bias: Tensor
+) -> Float[Tensor, ""]:
+    r"""Binary cross-entropy of telling each of n x n pairs of image and text right or wrong, in nats an image.
+
+    .. math:: -\frac{1}{n} \sum_{i,j} \log \sigma(y_{ij} (s\, v_i \cdot t_j + b)), \quad
+        y_{ij} = 1 \text{ for } i = j \text{, else } -1
+
+    Zhai et al. 2023 (SigLIP), arXiv:2303.15343, equation 1. A sum over n texts: it grows with the group.
+
+    Args:
+        images: embeddings of length 1.
+        texts: the same; the text of an image has its row.
+        scale: s, one number.
+        bias: b, one number.
+    """
+    logits = scale * to_float32(images) @ to_float32(texts).T + bias
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
 def pair_similarity(
     student: tuple[Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor], temperature: float
 ) -> Float[Tensor, ""]:
@@ -31,7 +52,7 @@ def pair_similarity(
         + KL(\sigma(z^t_{\bullet i} / T) \,\|\, \sigma(z^s_{\bullet i} / T)), \quad z_{ij} = s\, v_i \cdot t_j
 
     Contrastive relational distillation of Yang et al. 2024 (CLIP-KD), arXiv:2307.12732. Each model has its own width
-    and scale; T is ours.
+    and scale; T is ours. A bias that is added to all (SigLIP) moves no distribution.
 
     Args:
         student: embeddings of images (n, width), of texts (n, width), and the scale.

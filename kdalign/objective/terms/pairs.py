@@ -13,7 +13,10 @@ from kdalign.objective.terms.distributed import all_gather_with_grad
 
 @dataclass(frozen=True)
 class PairContrast:
-    """Cross-entropy of finding the text of an image, and the image of a text, in the group."""
+    """Cross-entropy of finding the text of an image, and the image of a text, in the group.
+
+    Of a student with a bias (SigLIP), that of telling each pair of the group right or wrong.
+    """
 
     needs: frozenset[Signal] = frozenset({Signal.PAIRS})
     unit: Unit = Unit.GROUP
@@ -21,8 +24,12 @@ class PairContrast:
     def __call__(self, view: TermInputs) -> Tensor:
         """The group's mean; 0 for fewer than three pairs."""
         images, texts, scale = _gathered(view.student, view)
-        enough = len(images) >= losses.LEAST_GROUP
-        return losses.pair_contrast(images, texts, scale) if enough else _nothing(images, texts, scale)
+        bias = view.student.bias.float()
+        if len(images) < losses.LEAST_GROUP:
+            return _nothing(images, texts, scale, bias)
+        if bias.numel():
+            return losses.pair_sigmoid(images, texts, scale, bias)
+        return losses.pair_contrast(images, texts, scale)
 
 
 @dataclass(frozen=True)
