@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from io import BytesIO
 
 import numpy as np
@@ -97,7 +98,9 @@ def similarities(place, texts, images):
         return model(**read, **pixels).logits_per_image
 
 
-def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformers_alone(folder, each_teacher, tmp_path):
+def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformers_alone(
+    folder, each_teacher, tmp_path, monkeypatch, capsys
+):
     given = recipe(folder, tmp_path / "run", teacher=str(each_teacher), student="layers=half")
     (record,) = kdalign.distill(given)
     history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
@@ -112,6 +115,13 @@ def test_a_half_as_deep_student_learns_from_both_towers_and_loads_by_transformer
     best = similarities(tmp_path / "run/student", texts, images).argmax(dim=1).numpy()
     scores = {score.metric: score.value for score in record.first_scores.student}
     assert scores["i2t_recall_1"] == pytest.approx(100 * np.mean(texts[best] == texts))
+    card = (tmp_path / "run/student/README.md").read_text()
+    assert "pipeline_tag: zero-shot-image-classification" in card
+    monkeypatch.chdir(tmp_path / "run/student")
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})  # what a reader would copy
+    told = similarities(".", ["A text.", "Another text."], [encode_image(np.zeros((64, 64, 3), np.uint8))])
+    assert capsys.readouterr().out.strip() == str(told.softmax(-1))
 
 
 def test_agreement_is_that_of_both_directions_wherever_it_is_computed(folder, teacher, tmp_path):
