@@ -191,6 +191,17 @@ def _evaluations(table: NotedTable) -> list[str]:
     return notes
 
 
+def _batch_norm(table: NotedTable) -> list[str]:
+    """Students whose numbers depend on how steps were divided, as batch norm saw rows together."""
+    rows: dict[str, dict[str, None]] = {}
+    for entry in table.entries:
+        for record in entry.records.values():
+            said = record.data.get("checks", {}).get("batch norm")
+            if said:
+                rows.setdefault(said, {})[entry.name] = None
+    return [f"{list_names(list(names))}: batch norm {said}" for said, names in rows.items()]
+
+
 def _seeds(table: NotedTable) -> list[str]:
     notes = [
         f"{row.name}: mean of {len(row.seeds)} seeds ({' '.join(map(str, row.seeds))}), 95 % t-interval over seeds"
@@ -393,6 +404,7 @@ FOOTNOTES: tuple[Footnote, ...] = (
     _shared_columns,
     _evaluations,
     _seeds,
+    _batch_norm,
     _budgets,
     _means,
     _define("retained", "retained: the student's score as a share of its teacher's (inverted for perplexities)"),

@@ -93,6 +93,13 @@ def micro_batches(
     ]
 
 
+def fewest_rows(rows: int, ranks: int, micro_batch: int | None) -> int:
+    """Count the rows of the smallest of ``micro_batches`` over all ranks, of a global batch of this many rows."""
+    size = micro_batch or -(-rows // ranks)
+    last = (-(-rows // (size * ranks)) - 1) * size
+    return max(1, min(size, rows // ranks - last))  # the last rank has the fewest; without a row it has a stand-in
+
+
 def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
     """Batch all rows once by similar length, as ``rows_in_order`` does; each batch with its row numbers."""
     return ((rows, collate(encoded, rows)) for rows in rows_in_order(encoded, size, tokens))

@@ -226,6 +226,7 @@ def build_learner(
         _balance(recipe, stages),
     )
     learner.recomputes = recipe.train.gradient_checkpointing
+    learner.keeps_statistics = not opened.run.student.untrained
     return learner
 
 

@@ -8,18 +8,21 @@ from transformers import PretrainedConfig
 
 from kdalign.data.chat_templates import check_template
 from kdalign.data.dual_tokenization import check_spans
-from kdalign.data.media.readers import AudioReader
+from kdalign.data.epochs import fewest_rows
+from kdalign.data.media.readers import AudioReader, ImageReader
 from kdalign.data.media.waves import WaveReader
 from kdalign.data.tasks import ClassificationTask, LanguageTask
 from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import checkpoint_files, loading
-from kdalign.models.architecture import describe, layout_of
+from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.capture import Signal
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.grids import layer_grids
 from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.inputs import padded_length
+from kdalign.models.modes import batch_norms
 from kdalign.models.sharding import check_divisible, check_sharding
 from kdalign.models.student_source import (
     CheckpointStudent,
@@ -53,7 +56,7 @@ class Finding:
 
 NOTEWORTHY = (
     *("stream", "teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
-    *("cache folder", "vocabulary", "unshared tokens", "beginnings", "templates"),
+    *("cache folder", "vocabulary", "unshared tokens", "beginnings", "templates", "batch norm", "kept statistics"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
 UNSHARED = (
@@ -413,6 +416,37 @@ def check_streaming(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Che
             f"teacher {lacking.name!r} has no classification head and would be fine-tuned on all rows of train, which "
             f"data.streaming=true never holds: give a fine-tuned one"
         )
+
+
+def check_lone_rows(
+    recipe: Recipe, student: StudentSource, config: PretrainedConfig, tokenizers: TokenizerPair, rows: int
+) -> None:
+    """Refuse micro-batches in which batch norm would see a single value of each channel, which has no variance.
+
+    Args:
+        recipe: the run's.
+        student: the run's.
+        config: the student's.
+        tokenizers: with what prepares images for it.
+        rows: number of training examples.
+
+    Raises:
+        UsageError: the steps' rows, and what is accepted.
+    """
+    reader, train, ranks = tokenizers.media, recipe.train, world_size()
+    if not student.untrained or not isinstance(reader, ImageReader) or not batch_norms(meta_model(config)):
+        return
+    last = layer_grids(config, reader.size)[-1]
+    steps = {min(rows, train.batch_size), rows % train.batch_size or train.batch_size}
+    fewest = 1 if train.batch_tokens else min(fewest_rows(step, ranks, train.micro_batch) for step in steps)
+    if last.rows * last.columns > 1 or fewest > 1:
+        return
+    each = "train.batch_tokens" if train.batch_tokens else " or ".join(map(str, sorted(steps))) + " rows"
+    raise UsageError(
+        f"--student {student.name!r}: steps of {each}, train.micro_batch={train.micro_batch or 'none'} and processes: "
+        f"{ranks} leave a row alone, of which the last stage has one value a channel, and batch norm needs several "
+        f"(accepted: a train.batch_size and train.micro_batch that leave no row alone, a larger image, or fewer stages)"
+    )
 
 
 def check_lora(recipe: Recipe, student: StudentSource, config: PretrainedConfig) -> None:

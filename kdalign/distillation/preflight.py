@@ -29,6 +29,7 @@ from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.modes import batch_norms
 from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.result_cache import release_pages
@@ -80,6 +81,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     yield _lengths(run, both)
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
     yield Finding("dropout", _dropout(run, student))
+    yield from _batch_norm(run, student)
     if theirs is not None and describe(theirs).tied != describe(student).tied:
         tied = "teacher" if describe(theirs).tied else "student"
         yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
@@ -246,6 +248,22 @@ def _dropout(run: PreparedRun, config: PretrainedConfig) -> str:
     values = {value for name in _DROPOUTS if isinstance(value := own.get(name), int | float)}
     shown = ", ".join(f"{value:g}" for value in sorted(values)) or "none"
     return f"the student's own ({shown}); the teacher has none"
+
+
+def _batch_norm(run: PreparedRun, config: PretrainedConfig) -> Iterator[Finding]:
+    """Say by which means and variances the student's batch norms normalise, if it has any."""
+    if not batch_norms(meta_model(config)):
+        return
+    if not run.student.untrained:
+        said = "batch norm normalises by the means and variances that the student starts with, which stay as they are"
+        yield Finding("kept statistics", said)
+        return
+    size, ranks = run.recipe.train.micro_batch, world_size()
+    said = (
+        f"sees each micro-batch: another train.micro_batch ({'none' if size is None else size} here) or number of "
+        f"processes ({ranks} here) gives other numbers"
+    )
+    yield Finding("batch norm", said + "; the first process's running statistics are exported" * (ranks > 1))
 
 
 _HIGHEST_RATE = 1.0

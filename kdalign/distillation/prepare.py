@@ -20,6 +20,7 @@ from kdalign.distillation.checks import (
     check_configs,
     check_features_alone,
     check_frames,
+    check_lone_rows,
     check_lora,
     check_models,
     check_on_policy,
@@ -256,6 +257,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
         check_divided_terms(recipe, objective)
     _check_kept_maps(recipe, task, needs)
     check_lora(recipe, student, config)
+    check_lone_rows(recipe, student, config, tokenizers, len(splits.train))
     if recipe.train.gradient_checkpointing:
         check_recomputation(config)
     check_on_policy(recipe, adapter, tokenizers, [config, *(each.config for each in teachers)])

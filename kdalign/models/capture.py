@@ -28,6 +28,7 @@ from kdalign.models.inputs import accepted_inputs
 from kdalign.models.layouts import AttentionLayout
 from kdalign.models.lm_head import LMHead, vocabulary_head
 from kdalign.models.mixtures import ClassMixture
+from kdalign.models.modes import in_mode
 from kdalign.models.own_attention import OWN_ATTENTION
 from kdalign.models.sharding import is_sharded
 from kdalign.models.token_targets import TokenTargets
@@ -260,13 +261,8 @@ def enable_capture(model: PreTrainedModel) -> PreTrainedModel:
 @contextmanager
 def inference_mode(model: PreTrainedModel) -> Iterator[None]:
     """Put a model into eval mode without gradients, and restore its mode afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.inference_mode():
+        yield
 
 
 @contextmanager

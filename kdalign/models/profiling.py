@@ -37,6 +37,7 @@ from kdalign.models.flop_count import Flops, count_flops, runnable
 from kdalign.models.heads import head_of
 from kdalign.models.inputs import probe_inputs
 from kdalign.models.layouts import modality_of
+from kdalign.models.modes import in_mode, keep_statistics
 
 PROFILED_TOKENS = 128
 """Default length."""
@@ -270,14 +271,9 @@ def activation_bytes(model: PreTrainedModel, batch_size: int, length: int) -> in
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    was_training = model.training
-    model.train()
-    try:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model(**probe_inputs(model, batch_size, length))[0]
-        del output
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=True), saved_tensors_hooks(keep, lambda tensor: tensor):
+        keep_statistics(model)  # one row may have no variance; two numbers a channel fewer are kept
+        model(**probe_inputs(model, batch_size, length))
     return sum(kept.values())
 
 

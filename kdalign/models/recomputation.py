@@ -22,6 +22,7 @@ from kdalign.models.capture import keep_attention
 from kdalign.models.fused_layers import fused_layers
 from kdalign.models.heads import HeadKind, auto_class
 from kdalign.models.layouts import LAYOUTS
+from kdalign.models.modes import unmoved_statistics
 
 
 @contextmanager
@@ -43,6 +44,8 @@ def recompute_layers(model: PreTrainedModel) -> Iterator[None]:
 def _run(model: PreTrainedModel, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a layer's forward, whose backward runs it once more: with the same dropout, and with maps where it had maps.
 
+    Running statistics move by the first run alone.
+
     Captured attention takes another way through the layer, which the second run must take, too, although nothing is
     captured any more by then.
     """
@@ -59,7 +62,8 @@ def _run(model: PreTrainedModel, layer: nn.Module, forward: Callable[..., Any], 
             if not begun:
                 begun = True
                 return forward(*given, **named)
-            with keep_attention(model, {module: keeper.again() for module, keeper in watched.items()}):
+            again = {module: keeper.again() for module, keeper in watched.items()}
+            with keep_attention(model, again), unmoved_statistics(layer):
                 return forward(*given, **named)
 
     return checkpoint(compute, *args, use_reentrant=False)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from kdalign.errors import NotFinite
 from kdalign.metrics.arrays import Array
 from kdalign.models.lm_head import LMHead, vocabulary_head
+from kdalign.models.modes import in_mode
 
 ROWS = 32
 """Texts that are sampled at a time."""
@@ -121,13 +122,8 @@ def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
     Not in inference mode, in which autocast would cast every weight again for every token.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.no_grad():
+        yield
 
 
 class _CausalReader:

@@ -1,6 +1,6 @@
 """The section of a model card on limits, and when a share of the teacher's score can be stated."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from kdalign.metrics.classification import Score
@@ -48,9 +48,7 @@ def limits_section(card: CardFacts) -> str:
             found.append(f"Scored texts were searched for in the training texts of the other tasks: {escape(leak)}.")
     found += _undefined(card)
     found += _overlaps(card)
-    for what, said in data.get("checks", {}).items():
-        if what in recipe.allow:
-            found.append(f"A finding of the checks before the run was allowed: {escape(what)}, {escape(said)}.")
+    found += _checks(data.get("checks", {}), recipe.allow)
     found.append("No licence is named: those of the teacher, of the checkpoint it started from and of the data apply.")
     return "\n".join(["## Limits", "", *(f"- {said}" for said in found)])
 
@@ -68,6 +66,15 @@ def why_not_retained(card: CardFacts, ours: Score, theirs: Score | None) -> str:
     if not ours.higher_is_better and ours.value <= 0:
         return f"the student's score, {ours.value:.4g}, is not above 0"
     return ""
+
+
+def _checks(checks: Mapping[str, str], allowed: Collection[str]) -> Iterable[str]:
+    """Findings of the checks before the run that bear on its numbers."""
+    for what, said in checks.items():
+        if what in allowed:
+            yield f"A finding of the checks before the run was allowed: {escape(what)}, {escape(said)}."
+        elif what == "batch norm":
+            yield f"In training, batch norm {escape(said)}."
 
 
 def _tokenizers(data: Mapping[str, Any]) -> Iterable[str]:

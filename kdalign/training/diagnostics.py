@@ -1,6 +1,7 @@
 """Measurements of a training step: its units, each term's size and gradient, and the parameters that are reached.
 
-Nothing here changes a weight. A measurement sees what the step itself would see: the same rows with the same dropout.
+Nothing here changes a weight or a running statistic. A measurement sees what the step itself would see: the same rows
+with the same dropout.
 """
 
 import math
@@ -20,6 +21,7 @@ from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import RunError
 from kdalign.models.architecture import blocks
 from kdalign.models.capture import Activations
+from kdalign.models.modes import in_mode, unmoved_statistics
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_groups, count_rows, count_units
@@ -82,7 +84,7 @@ def measure_terms(viewer: StepViewer, objective: Objective, batches: Sequence[Ba
     """Measure the terms of a step without taking it; only those with something to compare."""
     units, _ = count_step_units(batches, viewer.accelerator)
     sums = torch.zeros(len(objective.names), device=viewer.accelerator.device)
-    with torch.no_grad():
+    with torch.no_grad(), unmoved_statistics(viewer.learner):
         for number, batch in enumerate(batches):
             parts = objective(viewer(batch, step, number), units).parts
             sums += torch.stack([parts[name] for name in objective.names])
@@ -98,7 +100,8 @@ def gradient_norms(
 
     The term is the micro-batch's own mean, without the other terms; no gradient is kept for the step.
     """
-    inputs = viewer(batch, step, 0)
+    with unmoved_statistics(viewer.learner):
+        inputs = viewer(batch, step, 0)
     layers = [list(layer.parameters()) for layer in blocks(student).values()]
     norms: dict[str, float] = {}
     units = count_units([inputs.batch])
@@ -144,13 +147,14 @@ def freeze_unreached(
     """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
     taught = teach(batch) if teach is not None else None
-    breakdown = objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch]))
-    balance = learner.balance
-    penalty = balance.penalty(breakdown.parts, objective.weights, 1.0) if balance is not None else None
-    total = breakdown.total if penalty is None else breakdown.total + penalty
-    if not total.requires_grad:
-        raise RunError(UNREACHED)
-    total.backward()  # type: ignore[no-untyped-call]
+    with in_mode(learner, training=False):  # of one row, batch norm may have no variance
+        breakdown = objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch]))
+        balance = learner.balance
+        penalty = balance.penalty(breakdown.parts, objective.weights, 1.0) if balance is not None else None
+        total = breakdown.total if penalty is None else breakdown.total + penalty
+        if not total.requires_grad:
+            raise RunError(UNREACHED)
+        total.backward()  # type: ignore[no-untyped-call]
     objective.remember(None)
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)
@@ -167,9 +171,7 @@ def layer_attention(
     """
     sums: dict[str, Tensor] = {}
     texts = 0
-    was_training = learner.training
-    learner.eval()
-    with torch.no_grad():
+    with in_mode(learner, training=False), torch.no_grad():
         for batch in batches:
             batch = batch.to(device)
             signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
@@ -178,5 +180,4 @@ def layer_attention(
                 rows = torch.stack([signals.shares[mean].sum(0) for _, mean, _ in plan.pairs_of(layer_map)])
                 stack = layer_map.teacher_stack
                 sums[stack] = sums.get(stack, torch.zeros_like(rows)) + rows
-    learner.train(was_training)
     return {stack: (total / texts).tolist() for stack, total in sums.items()}

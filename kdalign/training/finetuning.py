@@ -121,6 +121,7 @@ class FinetuneJob:
         assert order is not None, "a fresh head is the task's"
         objective = Objective({"hard": (1.0, HardLabels(task.regression))})
         learner = Learner(model, Projections((), settings.seed), None, [objective], order, self.bf16)
+        learner.keeps_statistics = True
         accelerator.wait_for_everyone()
         training = TrainTask(task.name, learner, None, [Stage(0, objective)], self.encoded, draft)
         what = f"fine-tuning the teacher on {task.name}"

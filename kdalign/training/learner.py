@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from kdalign.models.architecture import Layer, split_stack
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
 from kdalign.models.fused_layers import fused_layers
 from kdalign.models.inputs import accepted_inputs
+from kdalign.models.modes import keep_statistics
 from kdalign.models.recomputation import recompute_layers
 from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
@@ -31,6 +33,8 @@ class Learner(nn.Module):
 
     Attributes:
         recomputes: true for activation checkpointing of the student's layers.
+        keeps_statistics: true if the student's batch norms normalise by their running statistics in training mode,
+            too: then no row's output depends on the rows that are read with it.
     """
 
     def __init__(
@@ -60,8 +64,15 @@ class Learner(nn.Module):
         self.student = enable_capture(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
-        self.bf16, self.recomputes = bf16, False
+        self.bf16, self.recomputes, self.keeps_statistics = bf16, False, False
         self.follow(plan, objectives[0])
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all that is trained; batch norms may keep their statistics."""
+        super().train(mode)
+        if self.keeps_statistics:
+            keep_statistics(self.student)
+        return self
 
     @property
     def order(self) -> Tensor | None:

@@ -18,6 +18,7 @@ from kdalign.data.batches import Batch
 from kdalign.data.epochs import micro_batches, steps_per_epoch
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import NotFinite, RunError
+from kdalign.models.modes import share_statistics
 from kdalign.models.sharding import gathered, is_sharded
 from kdalign.objective.objective import Objective
 from kdalign.observer import Observer
@@ -241,6 +242,7 @@ class TaskTrainer:
         student, evaluate = self.task.learner.student, self.task.evaluate
         if evaluate is None:
             return None
+        share_statistics(student)
         try:
             with gathered(student):
                 return evaluate(student, exact=step == 0)  # where it is compared with the teacher

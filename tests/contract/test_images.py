@@ -201,7 +201,11 @@ def test_stages_of_other_widths_are_joined_by_projections_that_are_optimised_onc
 
 @EVERY
 def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient(kind):
-    setting = Setting(kind)
+    assert_splits_alike(Setting(kind))
+
+
+def assert_splits_alike(setting):
+    """The gradient of a step of eight rows is that of eight micro-batches, and of two ranks."""
     whole = setting.gradient(micro_batches(setting.data, range(8), 0, 1, None))
     ones = micro_batches(setting.data, range(8), 0, 1, 1)
     ranks = [batch for rank in (0, 1) for batch in micro_batches(setting.data, range(8), rank, 2, 4)]
@@ -213,6 +217,38 @@ def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient(kind):
             largest = max(1.0, float(gradient.abs().max()))
             torch.testing.assert_close(again[name], gradient, atol=1e-5 * largest, rtol=1e-4, msg=name)
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
+
+
+def statistics_of(net):
+    return {name: value.clone() for name, value in net.state_dict().items() if "running" in name}
+
+
+def test_a_step_in_training_mode_is_divided_alike_if_batch_norm_keeps_its_statistics():
+    setting = Setting("resnet", ours="layers=3")
+    setting.learner.train()
+    setting.gradient([collate(setting.data, range(8))])
+    before = statistics_of(setting.learner.student)
+    assert min(float(value.std()) for value in before.values()) > 0.001, "moved from 0 and 1"
+    setting.learner.keeps_statistics = True
+    setting.learner.train()
+    assert_splits_alike(setting)
+    after = statistics_of(setting.learner.student)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    trained = {name for name, parameter in setting.learner.named_parameters() if parameter.grad is not None}
+    norms = {f"student.{name}.weight" for name, module in setting.learner.student.named_modules()
+             if isinstance(module, torch.nn.BatchNorm2d)}  # fmt: skip
+    assert norms
+    assert norms <= trained
+
+
+def test_the_micro_batch_decides_the_gradient_if_batch_norm_sees_it():
+    setting = Setting("convnext")  # whose student is a new ResNet
+    setting.learner.train()
+    before = statistics_of(setting.learner.student)
+    with pytest.raises(AssertionError, match="student"):
+        assert_splits_alike(setting)
+    after = statistics_of(setting.learner.student)
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
 
 
 @EVERY

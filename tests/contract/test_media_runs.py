@@ -152,9 +152,12 @@ def test_the_length_of_captions_has_an_effect_and_that_of_images_has_none(place,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "more"), [("vit", CROP), ("whisper", ()), *((kind, ()) for kind in DUAL_TYPES)])
-def test_two_ranks_take_the_steps_of_one_process(place, tmp_path, kind, more):
-    still = ("--student", "layers=2", "--set", "train.dropout=0", *more)
+@pytest.mark.parametrize(
+    ("kind", "layers", "more"),
+    [("vit", 2, CROP), ("whisper", 2, ()), ("resnet", 3, ("--delta", "0")), *((kind, 2, ()) for kind in DUAL_TYPES)],
+)
+def test_two_ranks_take_the_steps_of_one_process(place, tmp_path, kind, layers, more):
+    still = ("--student", f"layers={layers}", "--set", "train.dropout=0", *more)
     run_in(tmp_path, *words(place, kind, tmp_path / "one", *still))
     on_ranks(2, run_in, tmp_path, *words(place, kind, tmp_path / "two", *still))
     one, two = tmp_path / "one", tmp_path / "two"
@@ -165,6 +168,100 @@ def test_two_ranks_take_the_steps_of_one_process(place, tmp_path, kind, more):
     # A softmax over keys is blind to their bias, whose gradient is rounding alone.
     moved = {name: ours[name] for name in ours if not name.endswith(("key.bias", "k_proj.bias"))}
     torch.testing.assert_close(moved, {name: theirs[name] for name in moved}, atol=1e-5, rtol=0)
+
+
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+def statistics_of(folder):
+    """The running statistics of a saved model."""
+    return {name: value for name, value in load_file(folder / "model.safetensors").items() if "running" in name}
+
+
+@pytest.fixture(scope="module")
+def moved_resnet(place):
+    """A ResNet whose running statistics are those of images."""
+    net = load(place / "resnet").train()
+    with torch.no_grad():
+        for first in range(0, 32, 8):
+            images = [striped(number) for number in range(first, first + 8)]
+            net(**reader_of(place / "resnet").media.inputs(images))
+    net.save_pretrained(place / "moved-resnet")
+    reader_of(place / "resnet").save(place / "moved-resnet")
+    return place / "moved-resnet"
+
+
+def test_a_students_batch_norm_keeps_the_statistics_of_its_teacher_so_that_micro_batches_change_nothing(
+    place, moved_resnet, kdalign, tmp_path
+):
+    for out, more in (("eight", ()), ("ones", ("--set", "train.micro_batch=1"))):
+        more = ("--student", "layers=3", "--delta", "0", "--lr", "1e-3", *more)
+        status, _, err = kdalign(*words(place, moved_resnet, out, *more))
+        assert status == 0, err
+        assert "kept statistics: batch norm normalises by the means and variances that the student starts with" in err
+        assert "batch norm: sees" not in err
+    eight, ones = tmp_path / "eight", tmp_path / "ones"
+    assert each_step(ones, "loss") == pytest.approx(each_step(eight, "loss"), rel=1e-4)
+    assert each_step(ones, "gradient_norm") == pytest.approx(each_step(eight, "gradient_norm"), rel=1e-3)
+    theirs = statistics_of(moved_resnet)
+    assert min(float(value.std()) for value in theirs.values()) > 0.001
+    for run in (eight, ones):
+        ours = statistics_of(run / "student")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    norm = "resnet.embedder.embedder.normalization.weight"
+    trained, before = (load_file(folder / "model.safetensors")[norm] for folder in (eight / "student", moved_resnet))
+    assert not torch.equal(trained, before)
+
+
+def test_a_teacher_that_is_fine_tuned_first_keeps_the_statistics_that_it_starts_with(moved_resnet, place, kdalign):
+    load(moved_resnet).base_model.save_pretrained(place / "headless")
+    reader_of(moved_resnet).save(place / "headless")
+    new = ("--student", "new:vit,layers=1,width=16,heads=2,image=32,patch=8", "--delta", "0", "--max-steps", "1")
+    status, _, err = kdalign(*words(place, "headless", "run", *new, "--set", "finetune.epochs=1"))
+    assert status == 0, err
+    [tuned] = [file.parent for file in Path(os.environ["KDALIGN_CACHE"], "teachers").glob("*/model.safetensors")]
+    theirs, ours = statistics_of(moved_resnet), statistics_of(tuned)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    name = "resnet.embedder.embedder.convolution.weight"
+    before, after = (load_file(folder / "model.safetensors")[name] for folder in (moved_resnet, tuned))
+    assert not torch.equal(before, after)
+
+
+def test_a_new_students_batch_norm_sees_each_micro_batch_and_the_run_says_so(place, kdalign, tmp_path):
+    more = ("--student", "new:resnet,depths=1-1,widths=8-16,image=28", "--delta", "0", "--set", "train.micro_batch=4")
+    said = "another train.micro_batch (4 here) or number of processes (1 here) gives other numbers"
+    _, out, _ = kdalign(*words(place, "resnet", "new", *more, "--dry-run", "--json"))
+    [finding] = [each for each in json.loads(out)[0]["checks"] if each["what"] == "batch norm"]
+    assert finding["said"] == f"sees each micro-batch: {said}"
+    status, out, err = kdalign(*words(place, "resnet", "new", *more))
+    assert status == 0, err
+    assert f"batch norm: sees each micro-batch: {said}" in err
+    assert f"new: batch norm sees each micro-batch: {said}" in unwrapped(out)
+    assert said in json.loads((tmp_path / "new" / "record.json").read_text())["data"]["checks"]["batch norm"]
+    card = unwrapped((tmp_path / "new" / "student" / "README.md").read_text())
+    assert "In training, batch norm sees each micro-batch: another train.micro_batch (4 here)" in card
+    for name, value in statistics_of(tmp_path / "new" / "student").items():
+        assert not torch.equal(value, torch.full_like(value, float("var" in name))), name
+
+
+def test_a_row_alone_of_which_batch_norm_sees_one_value_is_refused_before_anything_is_written(place, kdalign, tmp_path):
+    new = ("--student", "new:resnet,depths=1-1-1-1,widths=8-8-8-16,image=32", "--delta", "0")
+    for more, steps in (
+        (("--set", "train.micro_batch=1"), "steps of 8 rows, train.micro_batch=1"),
+        (("--batch-size", "31"), "steps of 1 or 31 rows, train.micro_batch=none"),
+        (("--batch-size", "30", "--set", "train.micro_batch=29"), "steps of 2 or 30 rows, train.micro_batch=29"),
+    ):
+        for dry in ((), ("--dry-run",)):
+            status, _, err = kdalign(*words(place, "vit", "run", *new, *more, *dry))
+            assert status == 2
+            assert f"{steps} and processes: 1 leave a row alone" in err
+    assert not any(tmp_path.iterdir())
+    assert kdalign(*words(place, "vit", "run", *new, "--batch-size", "30", "--dry-run"))[0] == 0
+    larger = ("--student", "new:resnet,depths=1-1-1,widths=8-8-16,image=32", "--delta", "0")
+    assert kdalign(*words(place, "vit", "run", *larger, "--set", "train.micro_batch=1", "--dry-run"))[0] == 0
 
 
 ONCE = ("--set", "train.freeze=encoder", "--set", "train.dropout=0", "--delta", "1")

@@ -274,10 +274,16 @@ MUTANTS = {
         "alignment/test_plan.py::test_a_choice_of_layers_by_hand",
     ),
     "student left in eval mode": (
-        "models/capture.py",
-        "model.train(was_training)",
-        "model.eval()",
+        "models/modes.py",
+        "module.training = was_training",
+        "module.training = False",
         "end_to_end/test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
+    ),
+    "batch norm sees the micro-batch of a student with statistics": (
+        "training/learner.py",
+        "        if self.keeps_statistics:\n",
+        "        if False:\n",
+        "contract/test_images.py::test_a_step_in_training_mode_is_divided_alike_if_batch_norm_keeps_its_statistics",
     ),
     "no shift in a causal model's targets": (
         "data/packing.py",

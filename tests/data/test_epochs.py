@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from kdalign.data import epochs
 from kdalign.data.epoch_order import NEIGHBOURHOOD
-from kdalign.data.epochs import epoch_batches, in_order, micro_batches, steps_per_epoch, total_steps
+from kdalign.data.epochs import (
+    epoch_batches,
+    fewest_rows,
+    in_order,
+    micro_batches,
+    steps_per_epoch,
+    total_steps,
+)
 from kdalign.recipe import TrainSettings
 from support.numbered_rows import numbered, numbers
 
@@ -28,6 +35,13 @@ def test_every_row_comes_once_an_epoch(lengths, size, seed, epoch):
 def test_the_number_of_steps_is_known_beforehand(n, size):
     lengths = np.ones(n, dtype=int)
     assert steps_per_epoch(lengths, size) == len(epoch_batches(lengths, size, 0, 0))
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.none() | st.integers(1, 12))
+def test_the_fewest_rows_are_those_of_the_smallest_micro_batch_of_all_ranks(rows, ranks, size):
+    data = numbered([1] * rows)
+    shares = [micro_batches(data, range(rows), rank, ranks, size) for rank in range(ranks)]
+    assert fewest_rows(rows, ranks, size) == min(len(share.counted) for each in shares for share in each)
 
 
 @given(lengths_of_rows, st.integers(40, 3000), st.integers(0, 2**31 - 1), st.integers(0, 100))

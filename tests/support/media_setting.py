@@ -259,7 +259,7 @@ class Setting:
             small = new_image_model(name, seed=5)
             media = new_media_reader(small.config, theirs.media)
         else:
-            cut = {stack.name: (1, 3) for stack in layout_of(big.config).stacks}
+            cut = {stack.name: range(3) if name == "layers=3" else (1, 3) for stack in layout_of(big.config).stacks}
             small, media = student.copy_layers(big, cut), theirs.media
             generator = torch.Generator().manual_seed(5)
             with torch.no_grad():
