@@ -120,7 +120,7 @@ def _check(spec: ImageSpec) -> None:
     """Refuse sizes on which Transformers would fail later, some of them only in the first forward pass."""
     sizes, shown = spec.sizes, {key: "-".join(map(str, numbers)) for key, numbers in spec.sizes.items()}
     stages = len(sizes.get("depths", (0,)))
-    patch = sizes.get("patch", (4,))[0]  # the stem of a ResNet has a stride of 4
+    patch = sizes.get("patch", (1,))[0]  # a ResNet has none, and reads images of any size
     rules = [
         (spec.image % patch == 0, f"image={spec.image} and patch={patch}", "an image that the patch divides"),
         (
@@ -143,6 +143,21 @@ def _check(spec: ImageSpec) -> None:
     for holds, given, accepted in rules:
         if not holds:
             raise UsageError(f"new:{spec.model_type} with {given} (accepted: {accepted})")
+    if "window" in sizes:
+        _check_window(spec, stages)
+
+
+def _check_window(spec: ImageSpec, stages: int) -> None:
+    """Refuse windows of attention that are larger than a stage's grid; one that does not divide it is padded."""
+    window, patch = spec.one("window"), spec.one("patch")
+    grids = [-(-spec.image // (patch * 2**stage)) for stage in range(stages)]  # each halves it, rounded up
+    for stage, cells in enumerate(grids, start=1):
+        if cells < window:
+            raise UsageError(
+                f"new:{spec.model_type} with image={spec.image}, patch={patch} and window={window}, which is larger "
+                f"than the grid of stage {stage}, {cells} x {cells} (accepted: window={grids[-1]} or smaller, which "
+                f"fits all {stages} stages; a larger image; fewer stages)"
+            )
 
 
 def _vit(spec: ImageSpec) -> dict[str, Any]:
