@@ -190,7 +190,12 @@ class TokenizedSplit:
 
 
 def concatenate_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
-    """Concatenate the rows of splits that were tokenized alike, all with labels or none, each by one teacher or not."""
+    """Concatenate the rows of splits that were tokenized alike, all with labels or none, each by one teacher or not.
+
+    They are of texts: sounds and images are read as one split.
+    """
+    of_texts = all(part.media is None and part.transcripts is None for part in parts)
+    assert of_texts, "rows of sounds or images are read at once"
     first = parts[0]
     covered = first.covered
     for part in parts[1:]:
