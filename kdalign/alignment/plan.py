@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from kdalign.alignment.layer_maps import MEASURED, is_measured_map
+from kdalign.alignment.plan_json import check_sizes, first_difference
 from kdalign.errors import UsageError, unknown
 from kdalign.files import parse_json, read_text
 from kdalign.models.architecture import CROSS, Architecture, Layer, Stack, split_stack
-from kdalign.models.layouts import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class Plan:
         from pydantic import TypeAdapter, ValidationError
 
         tree = parse_json(text, "a plan")
-        _check_sizes(tree)
+        check_sizes(tree)
         adapter = TypeAdapter(Plan)
         try:
             plan = adapter.validate_python(tree)
@@ -338,44 +338,10 @@ class Plan:
             taken = json.loads(adapter.dump_json(plan))
         except ValueError:
             raise UsageError("not a plan: a text in it has half a surrogate pair") from None
-        place = _first_difference(tree, taken)
+        place = first_difference(tree, taken)
         if place:
             raise UsageError(f"not a plan: {place} is not a key of it, or its value is of another kind")
         return plan
-
-
-_ABSENT = object()
-_LARGEST = 10**6
-"""Upper limit of a stack's sizes, since they bound loops."""
-
-
-def _check_sizes(tree: object) -> None:
-    """Refuse impossible sizes of models before they are used."""
-    for side in ("teacher", "student") if isinstance(tree, dict) else ():
-        model = tree.get(side) if isinstance(tree, dict) else None
-        stacks = model.get("stacks") if isinstance(model, dict) else None
-        for stack in stacks if isinstance(stacks, list) else ():
-            for key, value in stack.items() if isinstance(stack, dict) else ():
-                sizes = value if key == "widths" and isinstance(value, list) else [value]
-                if key != "name" and not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
-                    raise UsageError(f"not a plan: {side}.stacks: {key} is a whole number from 1 to {_LARGEST:,}")
-        family = model.get("family") if isinstance(model, dict) else None
-        families = sorted({layout.family for layout in LAYOUTS.values()})
-        if isinstance(family, str) and family not in families:
-            raise unknown(f"family of the plan's {side}", family, families)
-
-
-def _first_difference(given: object, taken: object, place: str = "") -> str:
-    """Find the first place where a tree differs from the plan read from it (true for 1, an unknown key)."""
-    inner: list[tuple[str, object, object]]
-    if isinstance(given, dict) and isinstance(taken, dict):
-        inner = [(str(key), value, taken.get(key, _ABSENT)) for key, value in given.items()]
-    elif isinstance(given, list) and isinstance(taken, list) and len(given) == len(taken):
-        inner = [(str(number), one, other) for number, (one, other) in enumerate(zip(given, taken, strict=True))]
-    else:
-        as_float = type(given) is int and type(taken) is float
-        return "" if given == taken and (as_float or type(given) is type(taken)) else place.lstrip(".") or "the whole"
-    return next((found for key, *both in inner if (found := _first_difference(both[0], both[1], f"{place}.{key}"))), "")
 
 
 def read_plan(file: Path) -> Plan:
