@@ -39,10 +39,16 @@ def _dashes(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, C
     dashes = []
     for own, shown in tables:
         for column in own:
-            listed = [row for row in shown if multi_task or column.task in {"", *tasks_of(row, columns)}]
+            listed = [row for row in shown if multi_task or column.task in {"", *_tasks_asked(row, columns)}]
             if any(column.key in row.cells for row in listed):
                 dashes += [(row, column) for row in listed if _is_bare(row, column)]
     return dashes
+
+
+def _tasks_asked(row: Row, columns: Sequence[Column]) -> set[str]:
+    """The tasks that a row might have scores of: all of them for a teacher without any."""
+    tasks = tasks_of(row, columns)
+    return {column.task for column in columns} if row.kind == "teacher" and not tasks else tasks
 
 
 def _is_bare(row: Row, column: Column) -> bool:
@@ -58,6 +64,8 @@ def tasks_of(row: Row, columns: Sequence[Column]) -> set[str]:
 def _why(row: Row, column: Column, columns: Sequence[Column]) -> str:
     if row.kind == "teacher" and column.key in ("agreement", "speed-up"):
         return "a teacher is not compared with itself"
+    if row.kind == "teacher" and not tasks_of(row, columns):
+        return "it teaches features alone, so that its answers are not scored"
     if row.kind == "difference":
         return "it was not tested"
     if column.task and column.task not in tasks_of(row, columns):

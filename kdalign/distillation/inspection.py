@@ -109,12 +109,16 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
         raise UsageError(f"run {run.name!r} was trained {made}: there is nothing to compare its layers with")
     accelerator = make_accelerator(device)
     prepared = prepare(run.recipe)
+    if prepared.tokenizers.teacher is None:
+        raise UsageError(
+            f"run {run.name!r} has a teacher of features alone, which reads otherwise than its student: there are no "
+            f"positions and answers of both to look at"
+        )
     _check_inputs(run, prepared)
     exported = checkpoint_files.find_checkpoint(str(run.folder.student))
     tokenizer = load_tokenizer(exported)
     bf16 = run.recipe.train.precision == "bf16"  # part of the key of a fine-tuned teacher
     taught = load_teachers(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
-    assert prepared.tokenizers.teacher is not None, "the recipe names a teacher"
     encoded = tokenize_run(prepared, tokenizer).train
     start = load_student(prepared, tokenizer, taught[0].model, encoded)
     student = prepared.adapter.load_model(exported, fresh_head=False, seed=0)

@@ -7,10 +7,12 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 
 import kdalign
+from kdalign.distillation.inspection import load_pair
 from kdalign.errors import UsageError
 from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.rescoring import rescore
 from kdalign.recipe import Recipe
+from kdalign.runs.finished import finished_runs
 from support.speech_setting import save_whisper, write_splits
 
 STUDENT = "new:wav2vec2,layers=2,width=32,heads=2,feed_forward=64,conv=8,dropout=0"
@@ -107,6 +109,8 @@ def test_features_of_a_whisper_teach_a_ctc_student_and_are_the_same_from_a_cache
     assert computed[-1]["cosine"] < computed[0]["cosine"]
     assert record.scores["validation"]["teacher"] == []
     assert record.scores["validation"]["agreement"] is None
+    with pytest.raises(UsageError, match="has a teacher of features alone"):
+        load_pair(finished_runs([tmp_path / "computed"])[0], "cpu")
     cache = {"cache": {"folder": str(tmp_path / "cache"), "states": "fp32"}}
     kdalign.distill(recipe(data, tmp_path / "kept", whisper, FEATURES, **cache))
     for one, other in zip(computed, steps(tmp_path / "kept"), strict=True):
