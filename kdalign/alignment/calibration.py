@@ -196,6 +196,8 @@ def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
 
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
     """(batch, time), counted positions of a stack without special tokens."""
+    if plan.pooled:
+        return batch.paired[:, None]
     name = split_stack(stack)[1]
     if plan.student.family == "dual" and name == "vision":
         return batch.patches

@@ -142,6 +142,8 @@ class Plan:
         attended: true if each student layer is compared with a learned mixture of its map's teacher layers.
         weighting: change of lambda_l during training: ``static`` (none), ``learned`` or ``adaptive``.
         shares: of several teachers, each one's share in the weights of terms that compare layers; empty for one.
+        pooled: true if features are averaged over time before they are compared, as of sounds and their transcripts,
+            whose positions do not correspond; then stacks of other names are aligned, too.
     """
 
     teacher: Architecture
@@ -159,6 +161,7 @@ class Plan:
     attended: bool = False
     weighting: Literal["static", "learned", "adaptive"] = "static"
     shares: tuple[float, ...] = ()
+    pooled: bool = False
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
@@ -203,7 +206,7 @@ class Plan:
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
     def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
-        if split_stack(teacher.name)[1] != student.name:
+        if split_stack(teacher.name)[1] != student.name and not self.pooled:
             raise UsageError(f"the plan maps {student.name} to {teacher.name}: stacks of one name are aligned")
         for ours, theirs in one.pairs:
             _in_range("student", ours, student)
@@ -294,12 +297,15 @@ class Plan:
         projections = projection_shapes(self.teacher, self.student, maps, self.style, self.attended)
         return replace(self, maps=maps, projections=projections)
 
-    def fits(self, teacher: Architecture, student: Architecture) -> None:
-        """Check that the plan was made for these two models.
+    def fits(self, teacher: Architecture, student: Architecture, pooled: bool = False) -> None:
+        """Check that the plan was made for these two models, and for features that are averaged over time or not.
 
         Raises:
-            UsageError: their stacks differ from the plan's.
+            UsageError: their stacks differ from the plan's, or their features are compared otherwise.
         """
+        if self.pooled is not pooled:
+            ways = {True: "averaged over time", False: "compared position by position"}
+            raise UsageError(f"the plan's features are {ways[self.pooled]}, and those of these models {ways[pooled]}")
         for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
             if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
                 raise UsageError(

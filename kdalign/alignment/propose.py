@@ -51,6 +51,7 @@ class PlanOptions:
         relations: ``values``, or ``all`` of queries, keys and values.
         relation_heads: number of relation heads; the largest accepted one up to the teacher's heads if None.
         style: style of projections.
+        pooled: compare averages over time of what a teacher of text reads and of what its student hears.
     """
 
     weights: Sequence[float] | str = "uniform"
@@ -58,6 +59,7 @@ class PlanOptions:
     relations: Literal["values", "all"] = "values"
     relation_heads: int | None = None
     style: ProjectionStyle = ProjectionStyle()
+    pooled: bool = False
 
 
 def propose(
@@ -86,6 +88,7 @@ def propose(
     maps, choices = [], dict[int, str]()
     for theirs in teacher.stacks:
         number, name = split_stack(theirs.name)
+        name = student.stacks[0].name if options.pooled else name  # what hears comes first
         if name in {stack.name for stack in student.stacks}:
             ours = student.stack(name)
             cut = None if cut_from is None or number else cut_from[ours.name]
@@ -93,12 +96,21 @@ def propose(
             maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(options.weights, pairs)))
     first = next(iter(choices.values()), "")
     unlike = [f"teacher {number + 1}: {way}" for number, way in choices.items() if way != first]
-    chosen = "; ".join([first, *unlike])
+    chosen = "; ".join([first, *unlike, *([POOLED] if options.pooled else [])])
     if not maps:
         raise UsageError(f"{describe_stacks(teacher)} and {describe_stacks(student)} have no stack in common to align")
     attended = choice == LEARNED
     projections = projection_shapes(teacher, student, maps, options.style, attended)
-    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=options.style, attended=attended)
+    plan = Plan(
+        teacher,
+        student,
+        tuple(maps),
+        projections,
+        chosen=chosen,
+        style=options.style,
+        attended=attended,
+        pooled=options.pooled,
+    )
     if is_measured_map(choice) and choice not in MEASURED:  # a user's function fails before the run begins
         _measured_maps(
             plan, choice, {theirs.name: _depth_similarity(ours.layers, theirs.layers) for theirs, ours in plan.stacks}
@@ -114,6 +126,8 @@ def propose(
     )
 
 
+POOLED = "features are averaged over time and compared across modalities"
+"""What a plan says of the features of a teacher of text and of its student of sounds."""
 _WEIGHTINGS: Mapping[str, Literal["learned", "adaptive"]] = {"learned": "learned", "adaptive": "adaptive"}
 """Words of layer weights that change during training."""
 

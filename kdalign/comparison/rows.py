@@ -221,9 +221,10 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     taught = all(record.served_teacher or record.teacher is not None for record in records)
     if taught and all(record.first_scores.teacher for record in records):
         cells["retained"] = _retained(entry.records)
-    teacher = records[0].teacher
-    if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
-        cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
+    teacher, student = records[0].teacher, records[0].student
+    alike = teacher is not None and teacher.modality == student.modality  # a token takes no frame's time
+    if teacher is not None and alike and teacher.latency_ms and student.latency_ms:
+        cells["speed-up"] = Cell(teacher.latency_ms / student.latency_ms)
     cells["steps"] = Cell(sum(record.cost.steps for record in records))
     cells["seconds"] = Cell(sum(record.cost.seconds for record in records))
     if all("tokens" in record.training for record in records):

@@ -12,7 +12,7 @@ from kdalign.data.masks import document_mask, permutation_masks
 from kdalign.data.media.grid import grid_in
 from kdalign.data.media.readers import INPUT_MASK
 from kdalign.data.token_matching import TokenAlignment, align_tokens
-from kdalign.data.tokenized_split import CUT, DECODER, IGNORED, MASKED, RETURNED, TEACHER, IdRow, TokenizedSplit
+from kdalign.data.tokenized_split import CUT, DECODER, IGNORED, MASKED, RETURNED, TEACHER, TOLD, IdRow, TokenizedSplit
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Batch:
             divides otherwise; None if there is no such position.
         readings: for each of several teachers whose tokenizers differ from one another, what it reads, or None if it
             reads the student's tokens; empty if all teachers read alike.
+        told: (batch, theirs), tokens of the transcript that a teacher of text reads in ``other_inputs``, without those
+            around it and padding; None for other teachers.
     """
 
     inputs: dict[str, Tensor]
@@ -73,6 +75,7 @@ class Batch:
     taught_by: Int[Tensor, "batch"] | None = None
     returned: Bool[Tensor, "batch time"] | None = None
     readings: tuple[Reading | None, ...] = ()
+    told: Bool[Tensor, "batch theirs"] | None = None
 
     def read_by(self, teacher: int) -> "Batch":
         """Return the batch as one of several teachers reads it, by its number from 0."""
@@ -129,6 +132,12 @@ class Batch:
         return self.tokens if self.matching is None else self.tokens & self.matching.compared
 
     @property
+    def paired(self) -> Bool[Tensor, "batch"]:
+        """(batch,), counted examples whose transcripts have a token that a teacher of text reads."""
+        assert self.told is not None, "a teacher of text reads transcripts"
+        return self.counted & self.told.any(dim=1)
+
+    @property
     def patches(self) -> Bool[Tensor, "batch positions"]:
         """(batch, positions), positions of the images of counted examples, on the grid of the batch."""
         grid = grid_in(self.inputs)
@@ -177,6 +186,7 @@ class Batch:
             labelled=of(self.labelled),
             taught_by=of(self.taught_by),
             returned=of(self.returned),
+            told=of(self.told),
         )
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Batch":
@@ -200,6 +210,7 @@ class Batch:
             taught_by=of(self.taught_by),
             returned=of(self.returned),
             readings=tuple(None if each is None else each.select(rows) for each in self.readings),
+            told=of(self.told),
         )
 
 
@@ -243,21 +254,13 @@ def collate(
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
     if media is not None:
         inputs |= media.inputs | ({INPUT_MASK: real.long()} if "input_ids" in columns else {})
-    single, readings = None, tuple[Reading | None, ...]()
-    if encoded.readers or TEACHER + "input_ids" in columns:
-        places = {part: _pop_spans(inputs, part) for part in ("", DECODER) if f"{part}start" in inputs}
-        read = {
-            prefix: _read(columns, inputs, prefix, places, encoded.left_to_right, width)
-            for prefix in dict.fromkeys(encoded.readers or (TEACHER,))
-            if prefix is not None
-        }
-        single = read.get(TEACHER)
-        readings = tuple(None if prefix is None else read[prefix] for prefix in encoded.readers)
+    transcripts, of_transcript = _read_transcripts(columns, inputs, width)
+    single, readings = _read_tokens(encoded, columns, inputs, width)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
     targets, returned = inputs.pop("targets", None), inputs.pop(RETURNED, None)
-    read_by_teacher = None
+    read_by_teacher = transcripts
     if media is not None and media.teacher_inputs is not None:
         shared = {name: each for name, each in inputs.items() if name not in media.inputs}
         read_by_teacher = shared | media.teacher_inputs
@@ -267,7 +270,32 @@ def collate(
     told = None if returned is None else returned == 1
     counts = torch.full((len(rows),), counted)
     other, matching = (read_by_teacher, None) if single is None else (single.inputs, single.matching)
-    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told, readings)
+    return Batch(
+        inputs, labels, counts, real, targets, other, matching, numbers, known, each, told, readings, of_transcript
+    )
+
+
+def _read_transcripts(
+    columns: Mapping[str, Sequence[IdRow]], inputs: dict[str, Tensor], width: int | None
+) -> tuple[dict[str, Tensor] | None, Bool[Tensor, "batch theirs"] | None]:
+    """Take what a teacher of text reads of transcripts out of the padded inputs, and which tokens are theirs."""
+    if TEACHER + TOLD not in columns:
+        return None, None
+    read = _pop_teacher(columns, inputs, TEACHER, width)
+    return read, read.pop(TOLD) == 1
+
+
+def _read_tokens(
+    encoded: TokenizedSplit, columns: Mapping[str, Sequence[IdRow]], inputs: dict[str, Tensor], width: int | None
+) -> tuple[Reading | None, tuple[Reading | None, ...]]:
+    """Take what teachers with other tokenizers read out of the padded inputs: that of one, or of each of several."""
+    places = {part: _pop_spans(inputs, part) for part in ("", DECODER) if f"{part}start" in inputs}
+    read = {
+        prefix: _read(columns, inputs, prefix, places, encoded.left_to_right, width)
+        for prefix in (dict.fromkeys(encoded.readers or (TEACHER,)) if places else ())
+        if prefix is not None
+    }
+    return read.get(TEACHER), tuple(None if prefix is None else read[prefix] for prefix in encoded.readers)
 
 
 def _read(
@@ -279,15 +307,22 @@ def _read(
     width: int | None,
 ) -> Reading:
     """Take a teacher's columns out of the padded inputs, and align them by the places of the student's tokens."""
-    names = [name for name in inputs if name.startswith(prefix)]
-    other = {name.removeprefix(prefix): inputs.pop(name) for name in names}
-    other["attention_mask"] = _mask(columns[prefix + "input_ids"], width).long()
+    other = _pop_teacher(columns, inputs, prefix, width)
     matching = align_tokens(places[""], _pop_spans(other, ""), left_to_right)
     if "decoder_input_ids" in other:
         other["decoder_attention_mask"] = _mask(columns[prefix + "decoder_input_ids"], width).long()
         of_targets = align_tokens(places[DECODER], _pop_spans(other, DECODER), left_to_right=True)
         matching = replace(matching, decoder=of_targets)
     return Reading(other, matching)
+
+
+def _pop_teacher(
+    columns: Mapping[str, Sequence[IdRow]], inputs: dict[str, Tensor], prefix: str, width: int | None
+) -> dict[str, Tensor]:
+    """Take a teacher's columns out of the padded inputs, and add their mask."""
+    names = [name for name in inputs if name.startswith(prefix)]
+    other = {name.removeprefix(prefix): inputs.pop(name) for name in names}
+    return other | {"attention_mask": _mask(columns[prefix + "input_ids"], width).long()}
 
 
 def _pop_spans(inputs: dict[str, Tensor], part: str) -> Int[Tensor, "batch time 2"]:

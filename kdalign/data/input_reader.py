@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.media.readers import MediaReader
+from kdalign.data.transcript_reader import TranscriptReader
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,13 @@ class InputReader:
         tokenizer: of its texts.
         config: its configuration.
         media: of its sounds or images; None for a model of text.
+        transcripts: how a teacher of text reads the transcripts of its sounds in training; None without one.
     """
 
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
     media: MediaReader | None = None
+    transcripts: TranscriptReader | None = None
 
     def save(self, folder: Path) -> None:
         """Save the tokenizer, feature extractor or image processor beside a model."""

@@ -259,7 +259,8 @@ def tokenize_speech(examples: Examples, reader: InputReader, max_length: int, la
     size = 0 if truncated else sum(len(text.encode("utf-8", "surrogatepass")) for text in targets)
     pad, passed_over = {"decoder_input_ids": blank, "targets": IGNORED}, len(texts) - len(heard)
     split = TokenizedSplit(columns, None, pad, truncated, words=words, bytes=size, media=media)
-    return replace(split, passed_over=passed_over)
+    split = replace(split, passed_over=passed_over)
+    return split if reader.transcripts is None else reader.transcripts.add_to(split, targets)
 
 
 MULTILINGUAL_ENTRIES = 51_865

@@ -24,6 +24,9 @@ TEACHER = "teacher "
 DECODER = "decoder "
 """Prefix of the spans of a decoder's positions, where an encoder has its own."""
 
+TOLD = "told"
+"""Column, after ``TEACHER``, that is 1 for a token of a transcript that a teacher of text reads, 0 for those around."""
+
 RETURNED = "returned"
 """Column that is 0 for a position at which a teacher behind an API returned no tokens."""
 

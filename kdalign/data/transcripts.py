@@ -57,6 +57,9 @@ def tokenize_transcripts(
     )
     if scored:
         return split
+    if reader.transcripts is not None:
+        split = reader.transcripts.add_to(split, texts)
+        remarks = split.remarks
     needed = np.array([frames_needed(ids) for ids in targets])
     kept = np.flatnonzero((needed > 0) & (needed <= media.lengths))
     if not len(kept):

@@ -166,7 +166,9 @@ def build_plan(
         models = [each.model for each in loaded.teachers]
         plan = measure_layer_map(plan, models, model, encoded, special, str(run.task.name), seed)
     if variances and not plan.calibrated:
-        batches, remaps = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
+        # An average is one of an example, however long that is.
+        few = int(encoded.lengths.sum()) if plan.pooled else CALIBRATION_TOKENS
+        batches, remaps = sample_batches(encoded, seed, few), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=remaps)
     if accelerator.is_main_process:
         run.folder.write_plan(plan.to_json())

@@ -9,30 +9,23 @@ from transformers import PretrainedConfig
 from kdalign.data.chat_templates import check_template
 from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.epochs import fewest_rows
-from kdalign.data.media.readers import AudioReader, ImageReader
-from kdalign.data.media.waves import WaveReader
+from kdalign.data.media.readers import ImageReader
 from kdalign.data.tasks import ClassificationTask, LanguageTask
+from kdalign.distillation.speech_checks import features_alone
 from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
-from kdalign.models.capture import Signal
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.grids import layer_grids
 from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.inputs import padded_length
 from kdalign.models.modes import batch_norms
 from kdalign.models.sharding import check_divisible, check_sharding
-from kdalign.models.student_source import (
-    CheckpointStudent,
-    ScratchStudent,
-    StudentSource,
-    teaches_features_alone,
-)
+from kdalign.models.student_source import CheckpointStudent, ScratchStudent, StudentSource
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.losses import LEAST_GROUP
-from kdalign.objective.objective import Objective
 from kdalign.recipe import AugmentSettings, Recipe
 from kdalign.training.optimizer import check_optimizer
 
@@ -55,8 +48,9 @@ class Finding:
 
 
 NOTEWORTHY = (
-    *("stream", "teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
-    *("cache folder", "vocabulary", "unshared tokens", "beginnings", "templates", "batch norm", "kept statistics"),
+    *("stream", "teachers", "modalities", "labels", "classes", "inputs", "tied weights", "leak", "learning rate"),
+    *("no effect", "cache folder", "vocabulary", "unshared tokens", "beginnings", "templates"),
+    *("batch norm", "kept statistics"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
 UNSHARED = (
@@ -181,51 +175,6 @@ def check_models(recipe: Recipe, adapter: TaskAdapter, student: StudentSource, t
         )
 
 
-def features_alone(adapter: TaskAdapter, teacher: Checkpoint) -> bool:
-    """Return whether a teacher of another family than its student's teaches features of sounds alone."""
-    return adapter.head is HeadKind.CTC and teaches_features_alone(teacher.config, "ctc")
-
-
-def check_features_alone(adapter: TaskAdapter, teachers: Sequence[Checkpoint], objective: Objective) -> None:
-    """Refuse terms that compare more than features with a teacher of another family.
-
-    Raises:
-        UsageError: the teacher, and the weights to set.
-    """
-    for teacher in teachers:
-        if not features_alone(adapter, teacher):
-            continue
-        family = layout_of(teacher.config).family
-        if objective.compares_answers:
-            raise UsageError(
-                f"teacher {teacher.name!r} is a {family} model, whose answers are not labels of frames: it teaches a "
-                f"ctc student features alone: give --alpha 0, and no term of answers"
-            )
-        if objective.needs & {Signal.ATTENTION, Signal.TEACHER_ATTENTION, Signal.RELATIONS}:
-            raise UsageError(
-                f"teacher {teacher.name!r} is a {family} model, which attends to other positions than a ctc student: "
-                f"give --delta 0 and objective.relations=0"
-            )
-
-
-def check_frames(tokenizers: TokenizerPair) -> None:
-    """Refuse two models of sounds whose positions are not the same parts of a sound.
-
-    Raises:
-        UsageError: samples of a position, and the rates.
-    """
-    ours, theirs = tokenizers.media, tokenizers.teacher_media
-    if not isinstance(ours, WaveReader) or not isinstance(theirs, AudioReader):
-        return
-    (our_step, their_step), (our_rate, their_rate) = (ours.stride, theirs.stride), (ours.rate, theirs.rate)
-    same = our_step * their_rate == their_step * our_rate
-    if not same or (isinstance(theirs, WaveReader) and ours.convolutions != theirs.convolutions):
-        raise UsageError(
-            f"the student's frames have {our_step} samples at {our_rate:,} Hz, the teacher's {their_step} at "
-            f"{their_rate:,} Hz, by other convolutions: they cannot be compared one by one"
-        )
-
-
 def needs_finetuning(adapter: TaskAdapter, teacher: Checkpoint) -> bool:
     """Return whether a teacher must be fine-tuned first, as it has no head for the task."""
     return adapter.head is HeadKind.CLASSIFIER and not teacher.has_classifier
@@ -308,7 +257,7 @@ def check_tokenizers(
 def _check_decoder_starts(adapter: TaskAdapter, student: StudentSource) -> None:
     """Refuse an encoder-decoder that begins targets by another token than its teacher, whose tokens it reads."""
     own, teacher = student.checkpoint, student.teacher
-    if adapter.head is not HeadKind.SEQ2SEQ or own is None or teacher is None:
+    if adapter.head is not HeadKind.SEQ2SEQ or own is None or teacher is None or features_alone(adapter, teacher):
         return
     ours, theirs = (int(model.config.decoder_start_token_id) for model in (own, teacher))
     if ours != theirs:

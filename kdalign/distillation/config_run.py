@@ -13,15 +13,17 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from kdalign.data.tasks import AnyTask, ClassificationTask, Examples, task_of
 from kdalign.data.tasks.language import language_task
 from kdalign.data.tokenizer_training import CHARACTERS, MOST_CHARACTERS, requested_vocabulary_size
-from kdalign.distillation.checks import check_task, features_alone
+from kdalign.distillation.checks import check_task
 from kdalign.distillation.prepare import PreparedRun, find_grid, find_plan, find_task_adapter
 from kdalign.distillation.several_teachers import find_readers
+from kdalign.distillation.speech_checks import check_features_alone, check_text_teacher, features_alone
 from kdalign.distillation.splits import MONITORED, MONITORED_CHARACTERS, RunSplits, load_splits
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models.architecture import describe, vocabulary_size
 from kdalign.models.checkpoint_files import check_length, find_checkpoint
 from kdalign.models.student_source import StudentOptions, StudentSource, find_student
+from kdalign.models.teaching import teaches_features_alone
 from kdalign.models.tokenizer import TokenizerPair, load_tokenizer_named, pair_tokenizers
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
@@ -66,6 +68,7 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
     task, no_task = _find_task(recipe)
     adapter = find_task_adapter(recipe, task, student)
     check_task(recipe, adapter, student.teacher)
+    check_text_teacher(recipe, adapter, teachers)
     for checkpoint in (*teachers, *([student.checkpoint] if student.checkpoint is not None else [])):
         if not features_alone(adapter, checkpoint):
             adapter.check(checkpoint)
@@ -76,7 +79,9 @@ def prepare_from_configs(recipe: Recipe) -> ConfiguredRun:
     splits, no_texts = (_stand_in_splits(recipe, adapter), why) if why else _find_splits(recipe, adapter)
     plan = find_plan(recipe, teachers, student, describe(student.config(pair))) if teachers else None
     for _, stage in recipe.objective.stages:
-        check_terms(recipe, build_objective(adapter.task, stage, plan), plan)
+        objective = build_objective(adapter.task, stage, plan)
+        check_features_alone(adapter, teachers, objective)
+        check_terms(recipe, objective, plan)
     run = PreparedRun(
         recipe=recipe,
         adapter=adapter,
@@ -114,7 +119,8 @@ def _find_tokenizers(recipe: Recipe, student: StudentSource) -> tuple[TokenizerP
     if pair is not None and pair.student is not None:
         return pair, ""
     teacher, entries = student.teacher, _own_entries(recipe, student)
-    theirs = None if teacher is None else _stand_in_tokenizer(vocabulary_size(teacher.config))
+    alone = teacher is None or teaches_features_alone(teacher.config, student.family, student.modality)
+    theirs = None if teacher is None or alone else _stand_in_tokenizer(vocabulary_size(teacher.config))
     if entries is None and theirs is None:
         raise UsageError(why)
     ours = theirs if entries is None or (theirs and len(theirs) == entries) else _stand_in_tokenizer(entries)

@@ -12,18 +12,23 @@ from kdalign.data.batches import teacher_inputs
 from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.distillation.checks import Finding, features_alone, needs_finetuning, shards
+from kdalign.distillation.checks import Finding, needs_finetuning, shards
 from kdalign.distillation.costs import ForwardCosts, measure_costs
 from kdalign.distillation.encode_once import encode_once
 from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.speech_checks import features_alone
 from kdalign.distillation.teacher_answers import LoadedTeacher, TeacherAnswers, keep_samples, score_teachers
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
 from kdalign.evaluation.samples import Prompt, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.layouts import modality_of
+from kdalign.models.loading import load_any
+from kdalign.models.read_check import check_read
 from kdalign.models.sharding import load_on_first_rank
 from kdalign.models.student_source import CutStudent, StudentInputs
+from kdalign.models.weight_checks import check_finite
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
 from kdalign.stopwatch import Stopwatch
@@ -213,6 +218,8 @@ def _load_teacher(
         job = FinetuneJob(teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
         model, head = job.run(reader, accelerator, observer)
         return LoadedTeacher(model, head, checkpoint_files.find_checkpoint(str(job.path)).hash)
+    if run.tokenizers.transcripts is not None:  # of text, whatever its head
+        return LoadedTeacher(check_read(check_finite(load_any(teacher), teacher)), "its own", teacher.hash)
     return LoadedTeacher(run.adapter.load_model(teacher, fresh_head=False, seed=0), "its own", teacher.hash)
 
 
@@ -255,8 +262,8 @@ def _compared(models: Sequence[PreTrainedModel], costs: ForwardCosts) -> str:
     whose = "the teacher's" if len(models) == 2 else "its teachers' together"
     line = f"student: {ours / 1e6:.2f} M parameters, {100 * ours / sum(sizes):.0f} % of {whose}"
     counted = [flops for flops in costs.flops if flops is not None]
-    if len(counted) < len(models):
-        return line
+    if len(counted) < len(models) or len({modality_of(model.config.model_type) for model in models}) > 1:
+        return line  # of tokens and of frames there is no share
     *theirs, own = counted
     return f"{line}; {own / 1e9:.2f} GFLOPs for {costs.tokens} tokens, {100 * own / sum(theirs):.0f} %"
 

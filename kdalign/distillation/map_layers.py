@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from kdalign.alignment.calibration import CALIBRATION_TOKENS, UNTRAINED, measure_layer_map
 from kdalign.alignment.layer_maps import is_measured_map
 from kdalign.alignment.plan import Plan
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import teacher_inputs
 from kdalign.data.dual_tokenization import tokenize_labelled_dual, tokenize_labelled_several
 from kdalign.data.epochs import sample_batches
@@ -19,6 +19,7 @@ from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.distillation.prepare import find_grid
 from kdalign.distillation.several_teachers import find_readers
+from kdalign.distillation.speech_checks import check_pooled
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters import adapter_for
 from kdalign.models import checkpoint_files, loading
@@ -27,6 +28,7 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.media_reader import check_modality
 from kdalign.models.read_check import check_read
 from kdalign.models.student_source import StudentInputs, StudentOptions, StudentSource, find_student
+from kdalign.models.teaching import reads_transcripts
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.observer import NullObserver, Observer
 
@@ -87,6 +89,7 @@ def plan_layers(
         raise UsageError(f"teachers of several families do not teach together: {named} (accepted: one family)")
     student = find_student(StudentOptions(student_name, init=init), theirs, weights=reading is not None)
     plan = shape_plan(teachers, student, choice)
+    check_pooled(plan)
     if reading is None:
         if is_measured_map(choice):
             raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
@@ -125,6 +128,7 @@ def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: s
         describe(student.config(entries)),
         choice,
         student.copied,
+        PlanOptions(pooled=reads_transcripts(teachers[0].config, student.modality)),
     )
 
 

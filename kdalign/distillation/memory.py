@@ -32,7 +32,7 @@ from kdalign.models.architecture import count_parameters, describe, meta_model, 
 from kdalign.models.checkpoint_files import describe_config
 from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.memory_trace import MemoryTrace, shapes_only, without_storage
-from kdalign.models.student_source import teaches_features_alone
+from kdalign.models.teaching import teaches_features_alone
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
 from kdalign.recipe import Recipe
@@ -238,8 +238,9 @@ def _teacher(run: PreparedRun, config: PretrainedConfig, dtype: torch.dtype) -> 
 
 
 def teacher_head(run: PreparedRun, config: PretrainedConfig) -> HeadKind:
-    """A teacher's head: the task's, or its own if it is of another family and teaches features alone."""
-    return head_of(config) if teaches_features_alone(config, run.student.family) else run.adapter.head
+    """A teacher's head: the task's, or its own if it teaches features alone."""
+    alone = teaches_features_alone(config, run.student.family, run.student.modality)
+    return head_of(config) if alone else run.adapter.head
 
 
 def with_head(run: PreparedRun, config: PretrainedConfig) -> PretrainedConfig:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from kdalign.alignment.propose import POOLED
 from kdalign.data.media.readers import ImageReader
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks
@@ -64,6 +65,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     yield from _stream(run)
     if len(run.teachers) > 1:
         yield _combined(run)
+    yield from _modalities(run)
     known = tokenizers.teacher is not None or tokenizers.differ
     if theirs is not None and known and run.adapter.task.modality != "image":
         yield Finding("tokenizers", _tokenizers(run))
@@ -82,7 +84,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
     yield Finding("dropout", _dropout(run, student))
     yield from _batch_norm(run, student)
-    if theirs is not None and describe(theirs).tied != describe(student).tied:
+    if theirs is not None and tokenizers.transcripts is None and describe(theirs).tied != describe(student).tied:
         tied = "teacher" if describe(theirs).tied else "student"
         yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
     yield from _rates(run)
@@ -114,6 +116,19 @@ def _tokenizers(run: PreparedRun) -> str:
     if run.tokenizers.differ:
         return "two; positions are matched by the characters of their tokens"
     return "one: every token has the same number"
+
+
+def _modalities(run: PreparedRun) -> Iterator[Finding]:
+    """Say how a teacher of text and a student of sounds are compared, and what they are not compared by."""
+    if run.tokenizers.transcripts is None or run.plan is None or run.teacher is None:
+        return
+    ours, theirs = run.plan.maps[0].student_stack, run.plan.maps[0].teacher_stack
+    yield Finding(
+        "modalities",
+        f"{run.teacher.name} reads the transcripts of train and the student hears the sounds; {POOLED}: of the "
+        f"student's {ours} over its real positions, of the teacher's {theirs} over the transcript's tokens; the "
+        f"teacher writes no transcripts, so that there is neither agreement nor a retained share",
+    )
 
 
 def _combined(run: PreparedRun) -> Finding:

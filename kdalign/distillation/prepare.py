@@ -18,8 +18,6 @@ from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import (
     Finding,
     check_configs,
-    check_features_alone,
-    check_frames,
     check_lone_rows,
     check_lora,
     check_models,
@@ -40,6 +38,13 @@ from kdalign.distillation.several_teachers import (
     find_teachers,
     plan_shares,
 )
+from kdalign.distillation.speech_checks import (
+    check_features_alone,
+    check_frames,
+    check_pooled,
+    check_student_of_text,
+    check_text_teacher,
+)
 from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder, program
 from kdalign.errors import UsageError
@@ -59,8 +64,8 @@ from kdalign.models.student_source import (
     StudentOptions,
     StudentSource,
     find_student,
-    teaches_features_alone,
 )
+from kdalign.models.teaching import reads_transcripts, teaches_features_alone
 from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
@@ -227,8 +232,10 @@ def prepare(recipe: Recipe) -> PreparedRun:
         task = replace(task, source=replace(task.source, by=recipe.teachers.by))
     teachers = find_teachers(recipe)
     teacher = teachers[0] if teachers else None
+    check_student_of_text(recipe, task, teachers)
     student = find_student(StudentOptions.of(recipe), teacher)
     adapter = find_task_adapter(recipe, task, student)
+    check_text_teacher(recipe, adapter, teachers)
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
     check_streaming(recipe, adapter, teachers)
@@ -327,11 +334,12 @@ def find_task_adapter(recipe: Recipe, task: AnyTask, student: StudentSource) -> 
     """Return the adapter of a task for the family of the models, the teacher's if there is one."""
     teacher, data = student.teacher, recipe.data
     family, name = student.family, student.name
-    for checkpoint in filter(None, (teacher, student.checkpoint)):
+    hears = teacher is not None and reads_transcripts(teacher.config, student.modality)
+    for checkpoint in filter(None, (None if hears else teacher, student.checkpoint)):
         check_modality(checkpoint.name, checkpoint.config.model_type, task)
     if isinstance(student, ScratchStudent):
         check_modality(name, student.spec.model_type, task)
-    if teacher is not None and not teaches_features_alone(teacher.config, family):
+    if teacher is not None and not teaches_features_alone(teacher.config, family, student.modality):
         family, name = layout_of(teacher.config).family, teacher.name
     adapter = adapter_for(task, family, data.max_length, name, data.order)
     if data.order != "drawn" and family != "permutation":
@@ -351,9 +359,10 @@ def _find_folder(recipe: Recipe, task: AnyTask) -> RunFolder:
 def find_plan(recipe: Recipe, teachers: Sequence[Checkpoint], student: StudentSource, ours: Architecture) -> Plan:
     """Read the plan that the recipe names, or propose one by the shapes of all models."""
     theirs, align = join_teachers([describe(teacher.config) for teacher in teachers]), recipe.align
+    pooled = reads_transcripts(teachers[0].config, student.modality)
     if align.plan is None:
         style = ProjectionStyle(align.projection, align.side, align.shared, align.start)
-        options = PlanOptions(align.weights, align.heads, align.relations, align.relation_heads, style)
+        options = PlanOptions(align.weights, align.heads, align.relations, align.relation_heads, style, pooled)
         plan = propose(theirs, ours, align.map, student.copied, options)
     else:
         if align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != AlignSettings():
@@ -362,7 +371,8 @@ def find_plan(recipe: Recipe, teachers: Sequence[Checkpoint], student: StudentSo
             )
         plan = read_plan(Path(align.plan)).with_statistics({})  # another teacher of this shape has others
         check_trusted(plan.choice, f"plan {align.plan!r}: map")
-        plan.fits(theirs, ours)
+        plan.fits(theirs, ours, pooled)
+    check_pooled(plan)
     progressive_plans(plan, align.grow)
     return replace(plan, shares=plan_shares(recipe))
 

@@ -51,7 +51,8 @@ def token_findings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Find
 
 def _vocabularies(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
     """Find one vocabulary that both models pad to different sizes."""
-    if run.teacher is None or run.tokenizers.differ or not run.adapter.predicts_tokens:
+    alone = run.tokenizers.teacher is None  # it teaches features alone, if there is one
+    if run.teacher is None or alone or run.tokenizers.differ or not run.adapter.predicts_tokens:
         return
     ours, theirs = vocabulary_size(student), vocabulary_size(run.teacher.config)
     if ours != theirs:

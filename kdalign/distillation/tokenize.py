@@ -218,7 +218,7 @@ def tokenize_for_training(
             if streamed:
                 return dual(rows)
             return keep_tokens(run.adapter, rows, list(zip(both, configs, strict=True)), False, dual)
-        reader = InputReader(tokenizer, config, run.tokenizers.media)
+        reader = InputReader(tokenizer, config, run.tokenizers.media, run.tokenizers.transcripts)
         single = partial(run.adapter.tokenize, reader=reader, scored=False)
         if streamed:
             return single(rows)

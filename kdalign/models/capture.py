@@ -167,6 +167,10 @@ class Activations:
             embeddings={stack: kept(states, stack) for stack, states in self.embeddings.items()},
         )
 
+    def averaged(self, counted: Bool[Tensor, "batch time"]) -> "Activations":
+        """Average features over counted positions, to (batch, 1, width): 0 in a row without any."""
+        return replace(self, hidden={layer: pooled(kept, counted)[:, None] for layer, kept in self.hidden.items()})
+
     def moved(self, matching: TokenAlignment) -> "Activations":
         """Move a teacher's activations to its student's positions; features and logits stay."""
 
@@ -383,9 +387,12 @@ def _run_layers(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: froze
 def pooled(
     features: Float[Tensor, "batch time width"], real: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch width"]:
-    """Average a text's features over its real tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+    """Average a text's features over its real tokens, to 0 without any.
+
+    Reimers & Gurevych 2019, arXiv:1908.10084, section 3.
+    """
     weights = real[..., None].to(torch.float32)
-    return (features.float() * weights).sum(dim=1) / weights.sum(dim=1)
+    return (features.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
 
 def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, LMHead]:

@@ -4,18 +4,20 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdalign.data.media.rows import Modality
 from kdalign.data.tokenizer_training import (
     CHARACTERS,
     MOST_CHARACTERS,
     check_vocabulary_size,
     requested_vocabulary_size,
 )
+from kdalign.data.transcript_reader import TranscriptReader
 from kdalign.errors import UsageError
 from kdalign.models import student_spec
 from kdalign.models.architecture import describe, layout_of, with_tokenizer
@@ -34,6 +36,7 @@ from kdalign.models.new_image_models import ImageSpec
 from kdalign.models.new_speech_models import SpeechSpec
 from kdalign.models.student import build_student, transfer_vocabulary
 from kdalign.models.student_spec import CutSpec
+from kdalign.models.teaching import reads_transcripts, teaches_features_alone
 from kdalign.models.tokenizer import (
     TokenizerPair,
     load_tokenizer,
@@ -127,6 +130,11 @@ class CutStudent:
         return layout_of(self.teacher.config).family
 
     @property
+    def modality(self) -> Modality:
+        """What the model reads."""
+        return layout_of(self.teacher.config).modality
+
+    @property
     def positions(self) -> int:
         """Longest input in tokens."""
         return max_positions(self.teacher.config)
@@ -212,6 +220,11 @@ class ScratchStudent:
         return LAYOUTS[self.spec.model_type].family
 
     @property
+    def modality(self) -> Modality:
+        """What the model reads."""
+        return LAYOUTS[self.spec.model_type].modality
+
+    @property
     def positions(self) -> int:
         """Longest input in tokens."""
         if isinstance(self.spec, ImageSpec) and self.spec.reads_text:
@@ -225,12 +238,13 @@ class ScratchStudent:
             UsageError: one is missing, or nothing says which the student has.
         """
         teacher = self.teacher
-        theirs = _tokenizer_of_teacher(teacher, self.family)
+        theirs = _tokenizer_of_teacher(teacher, self)
         media = load_media_reader(teacher) if teacher is not None else None
         pair = self._tokenizers(theirs)
         if isinstance(self.spec, ScratchSpec):
             return pair
-        return pair.with_media(new_media_reader(self.config(pair), media), media)
+        pair = pair.with_media(new_media_reader(self.config(pair), media), media)
+        return replace(pair, transcripts=_transcript_reader(teacher, self))
 
     def _tokenizers(self, theirs: PreTrainedTokenizerBase | None) -> TokenizerPair:
         if isinstance(self.spec, ImageSpec) and not self.spec.reads_text:
@@ -295,6 +309,11 @@ class CheckpointStudent:
         return layout_of(self.checkpoint.config).family
 
     @property
+    def modality(self) -> Modality:
+        """What the model reads."""
+        return layout_of(self.checkpoint.config).modality
+
+    @property
     def positions(self) -> int:
         """Longest input in tokens."""
         return max_positions(self.checkpoint.config)
@@ -305,10 +324,11 @@ class CheckpointStudent:
         Raises:
             UsageError: one is missing.
         """
-        theirs = _tokenizer_of_teacher(self.teacher, self.family)
+        theirs = _tokenizer_of_teacher(self.teacher, self)
         media = load_media_reader(self.teacher) if self.teacher is not None else None
         own = load_media_reader(self.checkpoint)
-        return pair_tokenizers(load_tokenizer(self.checkpoint), theirs).with_media(own, media)
+        pair = pair_tokenizers(load_tokenizer(self.checkpoint), theirs).with_media(own, media)
+        return replace(pair, transcripts=_transcript_reader(self.teacher, self))
 
     def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
         """Return the checkpoint's configuration, whatever the tokenizers."""
@@ -399,17 +419,18 @@ def _check_options(options: StudentOptions, *, cut: CutSpec | None, own: bool) -
         raise UsageError("--tokenizer is for students that are cut or new; a checkpoint brings its own")
 
 
-def _tokenizer_of_teacher(teacher: Checkpoint | None, family: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer_of_teacher(teacher: Checkpoint | None, student: StudentSource) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a student's teacher; None without one, or if it teaches features alone."""
-    if teacher is None or teaches_features_alone(teacher.config, family):
+    if teacher is None or teaches_features_alone(teacher.config, student.family, student.modality):
         return None
     return load_tokenizer(teacher)
 
 
-def teaches_features_alone(teacher: PretrainedConfig, family: str) -> bool:
-    """Return whether a teacher reads the sounds that its student of another family reads, and answers otherwise."""
-    layout = layout_of(teacher)
-    return family == "ctc" and layout.family != family and layout.modality == "audio"
+def _transcript_reader(teacher: Checkpoint | None, student: StudentSource) -> TranscriptReader | None:
+    """Return how a teacher of text reads the transcripts of what its student hears; None for other teachers."""
+    if teacher is None or not reads_transcripts(teacher.config, student.modality):
+        return None
+    return TranscriptReader(load_tokenizer(teacher), max_positions(teacher.config))
 
 
 def _own_tokenizer(name: str, family: str) -> PreTrainedTokenizerBase | int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kdalign.data.media.readers import MediaReader, fingerprint
+from kdalign.data.transcript_reader import TranscriptReader
 from kdalign.errors import UsageError, library_errors
 from kdalign.files import read_json
 from kdalign.models.architecture import layout_of, vocabulary_size
@@ -161,6 +162,8 @@ class TokenizerPair:
         differ: True if both models have one and they give different ids; a tokenizer to be trained is another.
         media: the student's reader of sounds or images; None for a model of text.
         teacher_media: the teacher's.
+        transcripts: how a teacher of text reads the transcripts of what its student hears, which is no ``teacher``'s
+            tokenizer, since none of its tokens stands for one of the student's; None for other teachers.
     """
 
     student: PreTrainedTokenizerBase | None
@@ -169,6 +172,7 @@ class TokenizerPair:
     differ: bool
     media: MediaReader | None = None
     teacher_media: MediaReader | None = None
+    transcripts: TranscriptReader | None = None
 
     @property
     def media_differ(self) -> bool:

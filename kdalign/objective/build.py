@@ -206,7 +206,7 @@ def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
         seen = plan.student.family == "dual" and layer_map.student_stack == "vision"
         number = split_stack(layer_map.teacher_stack)[0]
         pairs[layer_map.teacher_stack] = LayerPairs(
-            plan.pairs_of(layer_map), target, seen, looks_back, plan.weighting, teacher=number
+            plan.pairs_of(layer_map), target, seen, looks_back, plan.weighting, teacher=number, pooled=plan.pooled
         )
     return pairs
 

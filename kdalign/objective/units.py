@@ -31,6 +31,7 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
         Unit.PATCH: float(sum(int(batch.patches.sum()) for batch in batches if GRID in batch.inputs)),
+        Unit.PAIRED: float(sum(int(batch.paired.sum()) for batch in batches if batch.told is not None)),
         Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
         **count_groups(count_rows(batches)),
     }

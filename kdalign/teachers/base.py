@@ -39,9 +39,9 @@ class Teacher(Protocol):
             wanted: layers whose activations the terms compare.
 
         Returns:
-            Activations at the student's positions: a classifier's ``logits`` in the order of the task's labels, a
-            language model's ``tokens``, or an embedding model's ``features``; none of them is sure to be there if
-            ``wanted`` has no answers.
+            Activations at the student's positions, or features averaged over a transcript that it reads: a classifier's
+            ``logits`` in the order of the task's labels, a language model's ``tokens``, or an embedding model's
+            ``features``; none of them is sure to be there if ``wanted`` has no answers.
         """
 
     def refusal(self, request: TermRequest) -> str | None:

@@ -110,9 +110,8 @@ class Learner(nn.Module):
             return self._read(inputs, taught)
 
     def _read(self, inputs: dict[str, Tensor], taught: Activations | None) -> Activations:
-        order = self.order
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
-            signals = forward(self.student, inputs, self._wanted, order)
+            signals = self._capture(inputs, self._wanted)
             if self._fills:
                 body = self.student.base_model
                 masked = {**inputs, "input_ids": inputs[MASKED + "input_ids"]}
@@ -132,7 +131,7 @@ class Learner(nn.Module):
                     theirs = self.projections(theirs, *pair)
                 signals.projected[pair], signals.targets[pair] = ours, theirs
             if self._again:
-                seen = forward(self.student, inputs, CaptureSpec(self._wanted.hidden), order)
+                seen = self._capture(inputs, CaptureSpec(self._wanted.hidden))
                 for pair in self._pairs:
                     view = seen.hidden[pair[0]]
                     signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
@@ -141,6 +140,13 @@ class Learner(nn.Module):
                 signals.mixed[pair] = self.projections.mixed(signals.attention[pair[0]], *pair)
                 signals.maps[pair] = taught.attention[pair[1]]
         return signals
+
+    def _capture(self, inputs: dict[str, Tensor], wanted: CaptureSpec) -> Activations:
+        """Run the student once; where only averages of features are compared, average them over real positions."""
+        signals = forward(self.student, inputs, wanted, self.order)
+        if self.plan is None or not self.plan.pooled:
+            return signals
+        return signals.averaged(inputs["attention_mask"].bool())
 
     def _blend(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
         r"""Blend the teacher's layers into a weighted mean for each student layer that attends to them.

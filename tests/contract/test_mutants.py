@@ -791,6 +791,30 @@ MUTANTS = {
         "others = self.reader.inputs(again)",
         "contract/test_images.py::test_each_model_reads_images_of_its_own_size_and_normalisation",
     ),
+    "special tokens of a transcript averaged": (
+        "data/transcript_reader.py",
+        "[[1 - special for special in row] or [0] for row in around]",
+        "[[1 for special in row] or [0] for row in around]",
+        "contract/test_transcripts.py::test_averages_over_real_frames_and_tokens_without_special_ones_are_compared",
+    ),
+    "padding of a sound averaged": (
+        "training/learner.py",
+        'signals.averaged(inputs["attention_mask"].bool())',
+        'signals.averaged(inputs["attention_mask"] >= 0)',
+        "contract/test_transcripts.py::test_averages_over_real_frames_and_tokens_without_special_ones_are_compared",
+    ),
+    "averages counted by positions": (
+        "objective/terms/base.py",
+        "return Unit.PAIRED",
+        "return Unit.COMPARED",
+        "contract/test_transcripts.py::test_averages_over_real_frames_and_tokens_without_special_ones_are_compared",
+    ),
+    "transcripts without a token compared": (
+        "data/batches.py",
+        "return self.counted & self.told.any(dim=1)",
+        "return self.counted",
+        "contract/test_transcripts.py::test_a_transcript_without_a_token_is_no_example_of_the_averages_and_gives_no_nan",
+    ),
 }
 
 

@@ -31,6 +31,8 @@ class Unit(StrEnum):
     """A position of the image of a pair of image and text."""
     MASKED = "masked token"
     """A masked token in the masked copy of a text."""
+    PAIRED = "paired example"
+    """An example whose transcript has a token that a teacher of text reads: nearly all of them."""
     GROUP = "group"
     """A micro-batch, over all ranks, whose texts are compared."""
     TOKEN_GROUP = "token group"
@@ -107,6 +109,7 @@ class LayerPairs:
         weighting: change of lambda_l, a key of ``LAYER_WEIGHTS``; other words for none.
         changing: lambda_l of one term, if they change.
         teacher: number of the teacher whose layers they are.
+        pooled: true if features are averaged, so that an example has one position.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
@@ -116,6 +119,7 @@ class LayerPairs:
     weighting: str = "static"
     changing: LayerWeights | None = None
     teacher: int = 0
+    pooled: bool = False
 
     def of_one_term(self) -> "LayerPairs":
         """Copy for one term, with changing lambda_l of its own."""
@@ -133,12 +137,16 @@ class LayerPairs:
     @property
     def unit(self) -> Unit:
         """Unit of a sum over positions."""
+        if self.pooled:
+            return Unit.PAIRED
         if self.reads_image:
             return Unit.PATCH
         return Unit.ANSWERED if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), counted positions, of the rows that the teacher teaches."""
+        if self.pooled:
+            return batch.paired[:, None]
         mask = batch.answered if self.reads_target else batch.patches if self.reads_image else batch.compared
         return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]
 
