@@ -66,6 +66,8 @@ def _summary(card: CardFacts) -> str:
         combined = record.data.get("checks", {}).get("teachers", "mixed")
         lines += ["", f"The teachers: {escape(combined)}. The sizes and times of all of them are sums."]
     read = describe_input(ours.modality, "up to 128")
+    if theirs is not None and theirs.modality != ours.modality:
+        read += f" (of the teacher, {describe_input(theirs.modality, 'up to 128')})"
     lines += ["", f"Latency: the median of one forward, batch 1, {read}, float32, on the machine below."]
     return "\n".join(lines)
 

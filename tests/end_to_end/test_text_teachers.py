@@ -78,6 +78,9 @@ def test_a_ctc_student_learns_from_what_a_teacher_reads_of_the_transcripts_of_tr
     for column in ("retained", "agreement", "speed-up"):
         assert f" {column} " not in out
     AutoModelForCTC.from_pretrained(tmp_path / "run" / "student")
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "up to 128 tokens after a sound (of the teacher, up to 128 tokens), float32" in card
+    assert "features are averaged over time and compared across modalities; student:teacher" in card
 
 
 def test_a_whisper_learns_from_a_causal_model_and_writes_alike_whoever_taught_it(place, kdalign, tmp_path, read):
