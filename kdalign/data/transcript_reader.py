@@ -39,6 +39,6 @@ class TranscriptReader:
         longer = sum(len(row) > self.most for row in around)
         columns = {name: [row[: self.most] for row in rows] for name, rows in columns.items()}
         padding = {name: pad if name == TEACHER + "input_ids" else 0 for name in columns}
-        said = f"{longer:,} transcripts are longer than the teacher reads ({self.most:,} tokens) and were cut for it"
-        remarks = "; ".join(filter(None, [split.remarks, said if longer else ""]))
+        many = f"{longer:,} of {len(texts):,} transcripts are longer than the teacher reads ({self.most:,} tokens)"
+        remarks = "; ".join(filter(None, [split.remarks, f"{many} and were cut for it" if longer else ""]))
         return replace(split, columns={**split.columns, **columns}, pad=split.pad | padding, remarks=remarks)
