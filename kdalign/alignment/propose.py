@@ -96,21 +96,12 @@ def propose(
             maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(options.weights, pairs)))
     first = next(iter(choices.values()), "")
     unlike = [f"teacher {number + 1}: {way}" for number, way in choices.items() if way != first]
-    chosen = "; ".join([first, *unlike, *([POOLED] if options.pooled else [])])
     if not maps:
         raise UsageError(f"{describe_stacks(teacher)} and {describe_stacks(student)} have no stack in common to align")
     attended = choice == LEARNED
     projections = projection_shapes(teacher, student, maps, options.style, attended)
-    plan = Plan(
-        teacher,
-        student,
-        tuple(maps),
-        projections,
-        chosen=chosen,
-        style=options.style,
-        attended=attended,
-        pooled=options.pooled,
-    )
+    style, pooled = options.style, options.pooled
+    plan = Plan(teacher, student, tuple(maps), projections, style=style, attended=attended, pooled=pooled)
     if is_measured_map(choice) and choice not in MEASURED:  # a user's function fails before the run begins
         _measured_maps(
             plan, choice, {theirs.name: _depth_similarity(ours.layers, theirs.layers) for theirs, ours in plan.stacks}
@@ -118,6 +109,7 @@ def propose(
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     return replace(
         plan,
+        chosen="; ".join([first, *unlike, *([POOLED] if pooled else [])]),
         choice=choice if is_measured_map(choice) else "",
         heads=options.heads if options.heads != "auto" else "each" if same else "mix",
         relations=options.relations,

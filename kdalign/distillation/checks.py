@@ -11,7 +11,7 @@ from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.epochs import fewest_rows
 from kdalign.data.media.readers import ImageReader
 from kdalign.data.tasks import ClassificationTask, LanguageTask
-from kdalign.distillation.speech_checks import features_alone
+from kdalign.distillation.speech_checks import check_text_teacher, features_alone
 from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
@@ -163,6 +163,7 @@ def check_models(recipe: Recipe, adapter: TaskAdapter, student: StudentSource, t
     Raises:
         UsageError: the model, and what is accepted.
     """
+    check_text_teacher(recipe, adapter, teachers)
     for teacher in teachers:
         _check_teacher(recipe, adapter, teacher)
     if isinstance(student, CheckpointStudent):

@@ -89,7 +89,6 @@ def plan_layers(
         raise UsageError(f"teachers of several families do not teach together: {named} (accepted: one family)")
     student = find_student(StudentOptions(student_name, init=init), theirs, weights=reading is not None)
     plan = shape_plan(teachers, student, choice)
-    check_pooled(plan)
     if reading is None:
         if is_measured_map(choice):
             raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
@@ -121,15 +120,21 @@ def plan_layers(
 
 
 def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: str) -> Plan:
-    """Propose the plan between teachers and a student by their shapes alone, before any tokenizer is read."""
+    """Propose the plan between teachers and a student by their shapes alone, before any tokenizer is read.
+
+    Raises:
+        UsageError: a map that is no choice, or none for features that are averaged over time.
+    """
     entries = TokenizerPair(None, None, vocabulary_size(teachers[0].config), differ=False)
-    return propose(
+    plan = propose(
         join_teachers([describe(each.config) for each in teachers]),
         describe(student.config(entries)),
         choice,
         student.copied,
         PlanOptions(pooled=reads_transcripts(teachers[0].config, student.modality)),
     )
+    check_pooled(plan)
+    return plan
 
 
 def _read(

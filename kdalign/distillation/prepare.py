@@ -43,7 +43,6 @@ from kdalign.distillation.speech_checks import (
     check_frames,
     check_pooled,
     check_student_of_text,
-    check_text_teacher,
 )
 from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder, program
@@ -235,7 +234,6 @@ def prepare(recipe: Recipe) -> PreparedRun:
     check_student_of_text(recipe, task, teachers)
     student = find_student(StudentOptions.of(recipe), teacher)
     adapter = find_task_adapter(recipe, task, student)
-    check_text_teacher(recipe, adapter, teachers)
     check_task(recipe, adapter, teacher)
     check_models(recipe, adapter, student, teachers)
     check_streaming(recipe, adapter, teachers)
