@@ -184,3 +184,39 @@ class TaskAdapter(Protocol):
         Raises:
             UsageError: the file has none.
         """
+
+
+class RowAdapter:
+    """The base of adapters whose rows are single examples and whose predictions are no classes.
+
+    It has the methods of ``TaskAdapter`` that do nothing for them.
+    """
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """Do nothing: a row is one example."""
+
+    def tokenize_dual(
+        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
+    ) -> TokenizedSplit:
+        """Fail: ``check_dual`` has refused it."""
+        raise AssertionError("checked: both models have one tokenizer")
+
+    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration, whose model has all that predicts."""
+        return config
+
+    def has_head(self, checkpoint: Checkpoint) -> bool:
+        """Return True: the body has all that predicts."""
+        return True
+
+    def output_order(self, model: PreTrainedModel) -> None:
+        """Return None: outputs are no labels of a task."""
+        return
+
+    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
+        """Return none: nothing is generated beside predictions."""
+        return ()
+
+    def calibration(self, predictions: AnyPredictions, encoded: TokenizedSplit) -> Score | None:
+        """Return None: predictions have no confidence."""
+        return None

@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
 
-from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.data.transcripts import tokenize_transcripts
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import TokenizedInParts
+from kdalign.evaluation.adapters.base import RowAdapter, TokenizedInParts
 from kdalign.evaluation.frame_labels import transcribe_frames
 from kdalign.evaluation.metric_names import is_text_metric
-from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.metrics.text import score_texts
 from kdalign.models import loading
@@ -30,7 +28,7 @@ _HOW = "CTC, likeliest label of each frame"
 
 
 @dataclass(frozen=True)
-class CTCAdapter:
+class CTCAdapter(RowAdapter):
     """Transcripts of sounds, by a head that labels their frames.
 
     Sounds are read whole, whatever ``max_length`` says.
@@ -57,9 +55,6 @@ class CTCAdapter:
         if head_of(checkpoint.config) is not self.head:
             raise UsageError(f"{checkpoint.name!r} has no CTC head (accepted: a checkpoint of a model ...ForCTC)")
 
-    def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Do nothing: a row is one sound."""
-
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Refuse a tokenizer that is not one of characters."""
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
@@ -76,16 +71,6 @@ class CTCAdapter:
         """Spell transcripts."""
         return tokenize_transcripts(examples, reader.tokenizer, reader, scored=scored)
 
-    def tokenize_dual(
-        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
-    ) -> TokenizedSplit:
-        """Fail: ``check_dual`` has refused it."""
-        raise AssertionError("checked: both models have one tokenizer")
-
-    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
-        """Return the configuration, which is of a model with a CTC head."""
-        return config
-
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a model with its CTC head; a teacher of another family with its own, as it teaches features alone."""
         return check_read(loading.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
@@ -93,14 +78,6 @@ class CTCAdapter:
     def has_head(self, checkpoint: Checkpoint) -> bool:
         """Return whether the checkpoint has a CTC head."""
         return head_of(checkpoint.config) is self.head
-
-    def output_order(self, model: PreTrainedModel) -> None:
-        """Return None: entries of a tokenizer are no labels of a task."""
-        return
-
-    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
-        """Return none: transcripts are predictions."""
-        return ()
 
     def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
@@ -132,10 +109,6 @@ class CTCAdapter:
         [score], _ = score_texts(["exact_match"], ours.texts, [(text,) for text in theirs.texts])
         score = replace(score, metric="agreement", signature="same transcript")
         return score if interval else replace(score, low=None, high=None)
-
-    def calibration(self, predictions: WrittenTexts, encoded: TokenizedSplit) -> Score | None:
-        """Return None: a transcript has no confidence."""
-        return None
 
     def write_predictions(
         self, file: Path, ours: WrittenTexts, encoded: TokenizedSplit, theirs: WrittenTexts | None

@@ -5,17 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_texts
 from kdalign.data.tokenization import tokenize_captions
 from kdalign.data.tokenized_split import TokenizedSplit
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import TokenizedInParts
+from kdalign.evaluation.adapters.base import RowAdapter, TokenizedInParts
 from kdalign.evaluation.predictions import agreement, retrieve, score_all
-from kdalign.evaluation.samples import Prompt
 from kdalign.evaluation.zero_shot import check_text_end
 from kdalign.metrics.classification import Score
 from kdalign.metrics.retrieval import describe_ranks
@@ -29,7 +27,7 @@ from kdalign.runs.prediction_table import Predictions, read_teacher_predictions,
 
 
 @dataclass(frozen=True)
-class DualEncoderAdapter:
+class DualEncoderAdapter(RowAdapter):
     """Pairs of image and text, predicted as ranks (``kdalign.metrics.retrieval``).
 
     Attributes:
@@ -56,9 +54,6 @@ class DualEncoderAdapter:
         """Refuse other models than dual encoders."""
         self.task.check(layout_of(checkpoint.config).family, checkpoint.name)
 
-    def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Do nothing: a row is one pair."""
-
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Refuse a tokenizer without an end token, at which a CLIP takes a text's embedding."""
         if tokenizer.eos_token_id is None:
@@ -78,31 +73,9 @@ class DualEncoderAdapter:
             f"task {self.task.name!r} with a teacher of another tokenizer is not supported (accepted: the same one)"
         )
 
-    def tokenize_dual(
-        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
-    ) -> TokenizedSplit:
-        """Refuse, as ``check_dual`` does."""
-        raise AssertionError("checked: both models have one tokenizer")
-
-    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
-        """Return the configuration, which is of a dual encoder."""
-        return config
-
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load both towers."""
         return loading.load_body(checkpoint)
-
-    def has_head(self, checkpoint: Checkpoint) -> bool:
-        """Return True: both towers end in projections of their own."""
-        return True
-
-    def output_order(self, model: PreTrainedModel) -> None:
-        """Return None: an embedding has no labels."""
-        return
-
-    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
-        """Return none: a dual encoder generates no text."""
-        return ()
 
     def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
@@ -131,10 +104,6 @@ class DualEncoderAdapter:
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """Compute the share of queries, of both directions, that both models answer right or both wrong."""
         return agreement(ours.values, theirs.values, interval, describe_ranks(len(ours.values)))
-
-    def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
-        """Return None: a rank is not a confidence."""
-        return None
 
     def write_predictions(
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None

@@ -13,9 +13,8 @@ from kdalign.data.input_reader import InputReader
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.data.tokenized_split import TokenizedSplit
-from kdalign.evaluation.adapters.base import TokenizedInParts
+from kdalign.evaluation.adapters.base import RowAdapter, TokenizedInParts
 from kdalign.evaluation.predictions import agreement, compare_pairs, score_all
-from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
@@ -28,7 +27,7 @@ from kdalign.runs.prediction_table import Predictions, read_teacher_predictions,
 
 
 @dataclass(frozen=True)
-class EmbeddingAdapter:
+class EmbeddingAdapter(RowAdapter):
     """Texts as vectors, from an encoder without a head.
 
     Attributes:
@@ -58,9 +57,6 @@ class EmbeddingAdapter:
         self.task.check(layout_of(checkpoint.config).family, checkpoint.name)
         check_sentences(checkpoint)
 
-    def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Do nothing: a row is one text."""
-
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Do nothing: every tokenizer will do."""
 
@@ -81,25 +77,9 @@ class EmbeddingAdapter:
         """Tokenize texts by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
-    def with_head(self, config: PretrainedConfig) -> PretrainedConfig:
-        """Return the configuration: there is no head."""
-        return config
-
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
         return check_read(loading.load_body(checkpoint))
-
-    def has_head(self, checkpoint: Checkpoint) -> bool:
-        """Return True: there is no head."""
-        return True
-
-    def output_order(self, model: PreTrainedModel) -> None:
-        """Return None: a vector has no labels."""
-        return
-
-    def sample_prompts(self, examples: Examples, reader: InputReader, count: int) -> tuple[Prompt, ...]:
-        """Return none: an encoder generates no text."""
-        return ()
 
     def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
@@ -132,10 +112,6 @@ class EmbeddingAdapter:
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """Compute the correlation of both models' cosines."""
         return agreement(ours.values, theirs.values, interval)
-
-    def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
-        """Return None: a cosine is not a confidence."""
-        return None
 
     def write_predictions(
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
