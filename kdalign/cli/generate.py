@@ -89,6 +89,15 @@ class SelectionOptions:
             rich_help_panel=_KEPT,
         ),
     ] = None
+    max_wer: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Keep transcripts of sounds with at most this word error rate against the data's own, both by "
+            "Whisper's normaliser: 20 is wer_normalized<=20.",
+            rich_help_panel=_KEPT,
+        ),
+    ] = None
     best_of: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +139,8 @@ class FolderOptions:
         "--keep 'words<=12' --new-tokens 32",
         "kdalign generate --teacher openai:gpt-4o --task chat --data ./chats --out ./answers --max-requests 500",
         "kdalign generate --teacher ./llama --task lm:text --data ./texts --out ./stories --dry-run",
+        "kdalign generate --teacher ./whisper --task speech-recognition --data ./speech --out ./transcribed "
+        "--max-wer 20 --language en",
         "torchrun --nproc_per_node 2 -m kdalign generate --teacher ./llama --task aeslc --data ./aeslc --out ./kept",
         "kdalign distill --teacher ./marian --student layers=2 --task multi30k --data ./multi30k-marian",
     )
@@ -201,6 +212,7 @@ def _settings(
         "limit": data.limit,
         **vars(decoding),
         "keep": tuple(selection.keep or ()),
+        "max_wer": selection.max_wer,
         "best_of": selection.best_of,
         "language": selection.language,
         **vars(server),

@@ -166,25 +166,28 @@ TEXT_BY_TEXT = tuple(name for name in TEXT_METRICS if not name.startswith("disti
 """Metrics of a text by itself; distinct n-grams are counted over a corpus."""
 
 
-def score_each(name: str, predictions: Sequence[str], references: References, language: str = "") -> Array:
+def score_each(
+    name: str, predictions: Sequence[str], references: References, language: str = ""
+) -> tuple[Array, Counts]:
     """Score each text by itself against its references, in the metric's unit; texts are compared in Unicode's form NFC.
 
     Args:
         name: one of ``TEXT_BY_TEXT``.
-        predictions: one text an example; there may be none.
+        predictions: one text an example.
         references: one or more texts an example.
         language: code of the texts' language, as in ``score_texts``.
 
     Returns:
-        (examples,): NaN where a value is undefined.
+        (examples,), NaN where a value is undefined, and the counts of which the corpus is scored.
+
+    Raises:
+        UsageError: as ``score_texts``.
     """
-    if not predictions:
-        return np.zeros(0)
-    texts, known = _in_nfc(predictions, references)
+    language = language_code(language) if language else ""
+    counts = count_texts(name, predictions, references, language)
     if name == "bleu":
-        return np.array(sentence_bleu(texts, known, language))
-    counts = TEXT_METRICS[name].count(texts, known, language)
-    return np.array([counts.value(row) for row in counts.rows])
+        return np.array(sentence_bleu(*_in_nfc(predictions, references), language)), counts
+    return np.array([counts.value(row) for row in counts.rows]), counts
 
 
 def count_texts(name: str, predictions: Sequence[str], references: References, language: str = "") -> Counts:

@@ -40,11 +40,11 @@ def generation_plan(prepared: "PreparedGeneration", prompts: int) -> dict[str, A
         "answers": len(prepared.wanted),
         "known": len(prepared.folder.read_answers()),
         "decoding": describe_decoding(prepared.settings),
-        "keep": list(prepared.settings.keep),
+        "keep": list(prepared.settings.filters),
         "best_of": prepared.settings.best_of,
         "files": prepared.files,
         "out": prepared.settings.out,
-        "notes": teacher.notes,
+        "notes": prepared.notes,
         "first_prompts": teacher.show_prompts(prepared.prompts[:prompts]),
     }
 
@@ -100,9 +100,23 @@ def generation_table(record: Mapping[str, Any]) -> RenderableType:
         f"{tokens['answers']:,} generated; {record['seconds']:,.1f} s"
         + (f", with {known:,} answers known before" if known else ""),
     ]
+    notes += [_distribution(name, found) for name, found in record["selection"].get("measures", {}).items()]
     if teacher.get("dropped"):
         notes.append(f"the server refuses {', '.join(teacher['dropped'])}, so it chooses tokens in its own way")
     return Group(table, *map(note_line, notes))
+
+
+def _distribution(name: str, found: Mapping[str, Any]) -> str:
+    """Say how a measure is distributed over all answers."""
+
+    def number(key: str) -> str:
+        return "–" if found[key] is None else f"{found[key]:,.2f}"
+
+    said = f"{name} of all answers: mean {number('mean')}, median {number('median')}, 90th percentile "
+    said += number("ninetieth")
+    if found["by"] is not None:
+        said += f"; as one corpus {number('corpus')}, those kept {number('corpus_kept')} ({found['by']})"
+    return said + (f"; undefined for {found['undefined']:,}, within no bound" if found["undefined"] else "")
 
 
 def _less(count: int) -> str:

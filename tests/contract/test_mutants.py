@@ -504,8 +504,8 @@ MUTANTS = {
     ),
     "answers that were cut off kept": (
         "distillation/sequence_level/filters.py",
-        "[one.ended is not False for one in left]",
-        "[True for one in left]",
+        "[candidates[number].ended is not False for number in left]",
+        "[True for number in left]",
         "distillation/sequence_level/test_filters.py"
         "::test_empty_answers_and_those_whose_tokens_ran_out_are_dropped_and_counted",
     ),

@@ -62,7 +62,7 @@ def reader(teacher, data, tmp_path_factory):
         monkeypatch.setenv("KDALIGN_CACHE", str(folder / "cache"))
         run_commands(README, monkeypatch)
         trained = "distill --teacher none --student ./untrained --task speech-recognition --data ./speech --lr 3e-3"
-        run(f"kdalign {trained} --max-steps 100 --out first", monkeypatch)
+        run(f"kdalign {trained} --max-steps 300 --out first", monkeypatch)
         (folder / "whisper").symlink_to(folder / "first" / "student")
     return folder
 

@@ -14,6 +14,7 @@ import numpy as np
 from kdalign.data.tasks.columns import is_blank
 from kdalign.errors import UsageError, unknown
 from kdalign.metrics.arrays import Array
+from kdalign.metrics.counts import Counts
 from kdalign.metrics.text import TEXT_BY_TEXT, TEXT_METRICS, score_each
 from kdalign.metrics.words import UnicodeWords
 
@@ -21,11 +22,13 @@ ENDED, ANY_END = "ended", "any-end"
 LENGTHS = ("words", "characters", "ratio", "source_ratio")
 """Measures without a metric: of the answer, and its words over those of the reference or of the source."""
 LANGUAGE = "language"
+OF_TRANSCRIPTS = "wer_normalized"
+"""Measure by which pseudo-labels of speech are filtered (Gandhi et al. 2023, arXiv:2311.00430, section 3)."""
 ALONE = ("words", "characters", "source_ratio", LANGUAGE)
 """Measures that need no reference."""
 NAMES = (*TEXT_BY_TEXT, *LENGTHS)
 _ALL = (*NAMES, LANGUAGE, ENDED, ANY_END)
-_SIGNS: Mapping[str, Callable[[float, float], Any]] = {
+_SIGNS: Mapping[str, Callable[[Array, float], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
@@ -70,10 +73,10 @@ class AnswerFilter:
     def __str__(self) -> str:
         return f"{self.name}{self.sign}{self.bound:g}"
 
-    def passes(self, candidates: Sequence[FilterCandidate], language: str) -> list[bool]:
-        """Return for each candidate whether its measure is within the bound; an undefined measure is not."""
-        values = measure(self.name, candidates, language).tolist()
-        return [bool(_SIGNS[self.sign](value, self.bound)) for value in values]
+    def passes(self, values: Array) -> Array:
+        """Return for each value of the measure whether it is within the bound; an undefined one is not."""
+        within: Array = _SIGNS[self.sign](values, self.bound)
+        return within
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,10 @@ class LanguageFilter:
     def __str__(self) -> str:
         return f"{LANGUAGE}={self.code}"
 
-    def passes(self, candidates: Sequence[FilterCandidate], language: str) -> list[bool]:
-        """Return for each candidate whether its text is identified as the language."""
-        identify = _identifier().classify
-        return [
-            any(character.isalpha() for character in one.text) and identify(one.text)[0] == self.code
-            for one in candidates
-        ]
+    def identifies(self, text: str) -> bool:
+        """Return whether a text is identified as the language."""
+        is_text = any(character.isalpha() for character in text)
+        return is_text and bool(_identifier().classify(text)[0] == self.code)
 
 
 @cache
@@ -166,7 +166,45 @@ def check_best_of(name: str) -> None:
         raise unknown("--best-of", name, TEXT_BY_TEXT)
 
 
-def measure(name: str, candidates: Sequence[FilterCandidate], language: str) -> Array:
+@dataclass(frozen=True)
+class MeasuredAnswers:
+    """A measure of all candidates, one by one, and as a corpus.
+
+    Attributes:
+        name: one of ``NAMES``.
+        values: (candidates,) NaN where it is undefined, as an error rate whose reference has no word.
+        counts: counts that a metric of several candidates is computed from; None for a length.
+    """
+
+    name: str
+    values: Array
+    counts: Counts | None = None
+
+    def summary(self, kept: Sequence[int]) -> dict[str, Any]:
+        """Describe the distribution over all candidates for a record: in the measure's unit, None if undefined.
+
+        Args:
+            kept: numbers of the candidates that are kept.
+        """
+        defined = self.values[np.isfinite(self.values)]
+        median, ninetieth = np.percentile(defined, (50, 90)) if len(defined) else (None, None)
+        numbers = {"mean": defined.mean() if len(defined) else None, "median": median, "ninetieth": ninetieth}
+        if self.counts is not None:
+            numbers |= {"corpus": self._corpus(range(len(self.values))), "corpus_kept": self._corpus(kept)}
+        return {
+            "by": None if self.counts is None else self.counts.signature,
+            "undefined": len(self.values) - len(defined),
+            **{name: None if value is None else float(value) for name, value in numbers.items()},
+        }
+
+    def _corpus(self, numbers: Sequence[int]) -> float | None:
+        """Return the metric of some candidates together."""
+        assert self.counts is not None, "a metric"
+        value = self.counts.value(self.counts.rows[list(numbers)].sum(axis=0))
+        return value if math.isfinite(value) else None
+
+
+def measure(name: str, candidates: Sequence[FilterCandidate], language: str) -> MeasuredAnswers:
     """Measure each candidate: a metric in its unit, or a length (``LENGTHS``).
 
     A ratio is of words: the answer's over the longest reference's, or over the source's. Words are runs of letters and
@@ -174,7 +212,12 @@ def measure(name: str, candidates: Sequence[FilterCandidate], language: str) -> 
     """
     texts = [candidate.text for candidate in candidates]
     if name in TEXT_METRICS:
-        return score_each(name, texts, [candidate.references for candidate in candidates], language)
+        known = [candidate.references for candidate in candidates]
+        return MeasuredAnswers(name, *score_each(name, texts, known, language))
+    return MeasuredAnswers(name, _lengths(name, texts, candidates, language))
+
+
+def _lengths(name: str, texts: Sequence[str], candidates: Sequence[FilterCandidate], language: str) -> Array:
     if name == "characters":
         return np.array([float(len(text)) for text in texts])
     divide = UnicodeWords(language).tokenize
@@ -198,11 +241,13 @@ class Selection:
         kept: kept answers, in the order of their rows and draws.
         dropped: for each reason in the order of use, the answers that it dropped and earlier ones had left.
         unknown_ends: kept answers that may have been cut off: the server does not say.
+        measures: distribution of each measure over all answers (``MeasuredAnswers.summary``), by name.
     """
 
     kept: tuple[FilterCandidate, ...]
     dropped: tuple[tuple[str, int], ...]
     unknown_ends: int
+    measures: Mapping[str, Mapping[str, Any]]
 
 
 def select_answers(
@@ -210,7 +255,8 @@ def select_answers(
 ) -> Selection:
     """Select answers: to a whole prompt, not empty, ended, within every bound, the best of their row, and none twice.
 
-    Duplicates are answers with the same prompt and the same text; of those that pass, the first is kept.
+    Duplicates are answers with the same prompt and the same text; of those that pass, the first is kept. An undefined
+    measure is within no bound.
 
     Args:
         candidates: answers in the order of their rows and draws.
@@ -222,37 +268,50 @@ def select_answers(
         UsageError: an expression that is not accepted.
     """
     filters, ended = parse_filters(keep)
+    names = [each.name for each in filters if isinstance(each, AnswerFilter)] + ([] if best_of is None else [best_of])
+    measures = {name: measure(name, candidates, language) for name in dict.fromkeys(names) if candidates}
     dropped: list[tuple[str, int]] = []
-    left = list(candidates)
+    left = list(range(len(candidates)))
 
     def drop(reason: str, passes: Sequence[bool]) -> None:
         nonlocal left
-        kept = [one for one, passed in zip(left, passes, strict=True) if passed]
+        kept = [number for number, passed in zip(left, passes, strict=True) if passed]
         dropped.append((reason, len(left) - len(kept)))
         left = kept
 
-    drop("empty", [not is_blank(one.text) for one in left])
+    def values(name: str) -> Array:
+        return measures[name].values[left] if left else np.zeros(0)
+
+    drop("empty", [not is_blank(candidates[number].text) for number in left])
     if any(one.cut for one in candidates):
-        drop("prompt too long", [not one.cut for one in left])
+        drop("prompt too long", [not candidates[number].cut for number in left])
     if ended:
-        drop("not ended", [one.ended is not False for one in left])
+        drop("not ended", [candidates[number].ended is not False for number in left])
     for each in filters:
-        drop(f"not {each}", each.passes(left, language))
+        if isinstance(each, LanguageFilter):
+            drop(f"not {each}", [each.identifies(candidates[number].text) for number in left])
+        else:
+            drop(f"not {each}", each.passes(values(each.name)).tolist())
     if best_of is not None:
-        drop(f"not the best by {best_of}", _best(left, best_of, language))
+        drop(f"not the best by {best_of}", _best([candidates[number].row for number in left], values(best_of), best_of))
     first: dict[tuple[str, str], int] = {}
-    for number, one in enumerate(left):
-        first.setdefault((one.prompt, one.text), number)
-    drop("duplicate", [first[one.prompt, one.text] == number for number, one in enumerate(left)])
-    return Selection(tuple(left), tuple(dropped), sum(one.ended is None for one in left))
+    for number in left:
+        first.setdefault((candidates[number].prompt, candidates[number].text), number)
+    kept_first = set(first.values())
+    drop("duplicate", [number in kept_first for number in left])
+    return Selection(
+        tuple(candidates[number] for number in left),
+        tuple(dropped),
+        sum(candidates[number].ended is None for number in left),
+        {name: measured.summary(left) for name, measured in measures.items()},
+    )
 
 
-def _best(candidates: Sequence[FilterCandidate], name: str, language: str) -> list[bool]:
+def _best(rows: Sequence[int], scores: Array, name: str) -> list[bool]:
     """Mark the best answer of each row; of equal ones, the first. One whose score is undefined is the worst."""
-    scores = measure(name, candidates, language)
     scores = np.nan_to_num(scores if TEXT_METRICS[name].higher_is_better else -scores, nan=-np.inf)
     best: dict[int, int] = {}
-    for number, one in enumerate(candidates):
-        if one.row not in best or scores[number] > scores[best[one.row]]:
-            best[one.row] = number
-    return [best[one.row] == number for number, one in enumerate(candidates)]
+    for number, row in enumerate(rows):
+        if row not in best or scores[number] > scores[best[row]]:
+            best[row] = number
+    return [best[row] == number for number, row in enumerate(rows)]

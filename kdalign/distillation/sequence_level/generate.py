@@ -73,6 +73,16 @@ class PreparedGeneration:
         """Language of the answers, for metrics; empty if unknown."""
         return self.settings.language or self.train.task.language
 
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the user before the answers."""
+        named = "by Whisper's basic normaliser, since no language is named; give --language en for the English one"
+        normalised = next((name for name in self.settings.measures if name.endswith("_normalized")), None)
+        return [
+            *self.teacher.notes,
+            *([f"{normalised} is counted {named}"] if normalised is not None and not self.language else []),
+        ]
+
     @cached_property
     def prompts(self) -> list[PromptRow]:
         """The first row of each different prompt."""
@@ -111,7 +121,7 @@ class PreparedGeneration:
             "new_tokens": settings.new_tokens,
             "max_length": settings.max_length,
             **local,
-            "keep": list(settings.keep),
+            "keep": list(settings.filters),
             "best_of": settings.best_of,
             "language": self.language,
             "files": self.files,
@@ -131,6 +141,11 @@ def prepare_generation(settings: GenerateSettings, *, overwrite: bool = False) -
     """
     task = check_task(find_task(settings.task, settings.folder, settings.dataset, settings.config), settings.task)
     _check_out(settings, task.source.folder)
+    if settings.max_wer is not None and task.modality != "audio":
+        raise UsageError(
+            f"--max-wer is for transcripts of sounds, and task {settings.task!r} has texts (accepted for it: --keep "
+            f"'wer<={settings.max_wer:g}')"
+        )
     if not split_exists(task.source, task.train):
         raise UsageError(f"{task.source} has no split {task.train!r}, whose prompts are answered")
     teacher = find_teacher(settings, task)
@@ -223,7 +238,7 @@ def _begin(prepared: PreparedGeneration, overwrite: bool, observer: Observer) ->
     prepared.folder.claim(prepared.command, overwrite, prepared.settings.command)
     if prepared.complete and not overwrite:
         return None
-    for note in prepared.teacher.notes:
+    for note in prepared.notes:
         observer.announce(note)
     prepared.folder.begin(prepared.command)
     return prepared.folder.read_answers()
@@ -295,12 +310,13 @@ def _select(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer]) ->
         for one in (by_key[prompt_key(row.prompt), draw] for draw in range(prepared.settings.samples))
     ]
     settings = prepared.settings
-    selection = select_answers(candidates, settings.keep, settings.best_of, prepared.language)
+    selection = select_answers(candidates, settings.filters, settings.best_of, prepared.language)
     if not selection.kept:
         why = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped if count)
         raise RunError(
             f"none of {len(candidates):,} answers is left ({why}); they are kept in {prepared.folder.work}: the same "
-            "command with other --keep and --overwrite selects from them"
+            f"command with {'another --max-wer' if settings.max_wer is not None else 'other --keep'} and --overwrite "
+            "selects from them"
         )
     return selection
 
@@ -336,7 +352,10 @@ def _record(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], se
         "data": {name: command[name] for name in ("data", "train", "reported", "prompts")},
         "decoding": {name: command[name] for name in DECODING if name in command}
         | {"described": describe_decoding(settings)},
-        "selection": {"keep": list(settings.keep), "best_of": settings.best_of, "language": prepared.language}
+        "selection": {
+            **{name: command[name] for name in ("keep", "best_of", "language")},
+            "measures": selection.measures,
+        }
         | ({"languages_by": f"py3langid {version('py3langid')}"} if LANGUAGE in settings.measures else {}),
         "rows": {
             "train": len(train.rows) + sum(count for _, count in train.left_out),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from kdalign.distillation.sequence_level.filters import check_best_of, parse_filters
+from kdalign.distillation.sequence_level.filters import OF_TRANSCRIPTS, check_best_of, parse_filters
 from kdalign.environment import program
 from kdalign.errors import UsageError, shorten
 from kdalign.metrics.languages import language_code
@@ -16,6 +16,7 @@ from kdalign.recipe.task_defaults import task_defaults
 from kdalign.served import is_served
 
 MOST_SAMPLES = 1_000
+MOST_WER = 10_000
 Few = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
 Length = Annotated[int, Field(ge=1, le=LONGEST_INPUT)]
 
@@ -61,6 +62,9 @@ class GenerateSettings(Section):
     model allow."""
     keep: tuple[str, ...] = ()
     """Filters of answers, such as ``rougeL>=30``; ``any-end`` keeps answers cut off by the token limit, too."""
+    max_wer: Annotated[float, Field(ge=0, le=MOST_WER)] | None = None
+    """Most word error rate of a transcript against the data's own, in per cent, both by Whisper's normaliser: a filter
+    as ``wer_normalized<=20``."""
     best_of: str | None = None
     """Metric by which the best answer of each row is kept alone."""
     language: str | None = None
@@ -96,7 +100,7 @@ class GenerateSettings(Section):
             kind = "served" if self.served else "local"
             raise ValueError(f"{_option(unused[0])} does not apply to a {kind} teacher: leave it out")
         try:
-            parse_filters(self.keep)
+            parse_filters(self.filters)
             if self.best_of is not None:
                 check_best_of(self.best_of)
             if self.language:
@@ -121,9 +125,14 @@ class GenerateSettings(Section):
         return float(self.samples > 1) if self.temperature is None else self.temperature
 
     @property
+    def filters(self) -> tuple[str, ...]:
+        """Expressions of all filters of answers."""
+        return self.keep if self.max_wer is None else (*self.keep, f"{OF_TRANSCRIPTS}<={self.max_wer:.15g}")
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Names of the measures by which answers are selected."""
-        filters, _ = parse_filters(self.keep)
+        filters, _ = parse_filters(self.filters)
         return (*(each.name for each in filters), *(() if self.best_of is None else (self.best_of,)))
 
     @property

@@ -183,3 +183,43 @@ def test_a_language_needs_its_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--keep language=de needs a package: pip install 'kdalign\[languages\]'"):
         parse_filters(["language=de"])
+
+
+def spoken(answer, transcript, row):
+    return candidate(answer, row, references=(transcript,))
+
+
+def test_transcripts_are_kept_by_their_word_error_rate_after_whispers_normaliser():
+    answers = [
+        spoken("THE CAT, sat!", "the cat sat", 0),  # equal but for case and marks
+        spoken("the cat", "the cat sat", 1),  # one of three words is missing
+        spoken("a dog sat down", "The cat sat.", 2),  # two are others, and one is added: 3 of 3
+        spoken("hello", "[noise]", 3),  # brackets are no words, so the rate is undefined
+    ]
+    selection = select_answers(answers, ["wer_normalized<=33.4"])
+    assert [one.row for one in selection.kept] == [0, 1]
+    assert ("not wer_normalized<=33.4", 2) in selection.dropped
+    assert selection.measures["wer_normalized"] == {
+        "by": selection.measures["wer_normalized"]["by"],
+        "undefined": 1,
+        "mean": pytest.approx(100 * (0 + 1 / 3 + 1) / 3),
+        "median": pytest.approx(100 / 3),
+        "ninetieth": pytest.approx(100 * (1 / 3 + 0.8 * 2 / 3)),  # a fifth below the greatest of three
+        "corpus": pytest.approx(100 * (0 + 1 + 3 + 1) / 9),
+        "corpus_kept": pytest.approx(100 * (0 + 1) / 6),
+    }
+    assert kept(*answers, keep=["wer_normalized<=100"]) == ["THE CAT, sat!", "the cat", "a dog sat down"]
+
+
+def test_a_transcript_at_the_bound_is_kept():
+    assert kept(spoken("a b c d", "a b c x", 0), keep=["wer_normalized<=25"]) == ["a b c d"]
+    assert kept(spoken("a b c d", "a b c x", 0), keep=["wer_normalized<=24.999"]) == []
+
+
+def test_the_normaliser_is_that_of_the_language_and_named():
+    numbers = [spoken("It's twenty five.", "it is 25", 0)]
+    [english, basic] = [select_answers(numbers, ["wer_normalized<=999"], language=code) for code in ("en-GB", "")]
+    assert english.measures["wer_normalized"]["corpus"] == 0
+    assert english.measures["wer_normalized"]["by"].endswith("edits over words, whisper's english normaliser")
+    assert basic.measures["wer_normalized"]["corpus"] == 100  # it s twenty five / it is 25: two others and one more
+    assert basic.measures["wer_normalized"]["by"].endswith("whisper's basic normaliser, marks kept")
