@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROWS = 20_000
 """Rows of a part of a parquet file."""
+PARQUET_BYTES = 32 * 2**20
+"""Bytes of a part of a parquet file with long cells, such as sounds, on average."""
 BYTES = 4 * 2**20
 """Bytes of a part of a text file, up to the end of a line."""
 
@@ -97,7 +99,8 @@ def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.Dat
             check_names(names, str(file))
             if wanted is not None and (not set(wanted) <= set(names) or any("." in name for name in wanted)):
                 wanted = None  # which "a.b" would be a part of column "a"
-            batches = parquet.iter_batches(ROWS, columns=None if wanted is None else list(wanted))
+            rows = _rows_of_part(parquet.metadata)
+            batches = parquet.iter_batches(rows, columns=None if wanted is None else list(wanted))
         first = 0
         while True:
             with library_errors(failure):
@@ -106,6 +109,12 @@ def _parquet_parts(file: Path, wanted: Sequence[str] | None) -> Iterator["pd.Dat
                 return
             yield from_arrow(pa.Table.from_batches([batch]), str(file), first)
             first += len(batch)
+
+
+def _rows_of_part(metadata: Any) -> int:
+    """Return the rows that are read together: fewer than ``ROWS`` where they are long on average."""
+    size = sum(int(metadata.row_group(number).total_byte_size) for number in range(metadata.num_row_groups))
+    return max(1, min(ROWS, PARQUET_BYTES * int(metadata.num_rows) // max(size, 1)))
 
 
 def _text_parts(file: Path) -> Iterator[str]:

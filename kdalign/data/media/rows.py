@@ -64,7 +64,7 @@ class MediaRows(Sequence[str]):
         self, modality: MediaKind, cells: Sequence[bytes | Path], names: Sequence[str], digests: Sequence[str]
     ) -> None:
         self.modality: MediaKind = modality
-        self.cells, self.names, self.digests = tuple(cells), tuple(names), tuple(digests)
+        self.cells, self.names, self.digests = cells, tuple(names), tuple(digests)
 
     def read(self, row: int) -> bytes:
         """Return the encoded bytes of a row.

@@ -1,7 +1,7 @@
 """Splits of data sets on the hub: whole, or read row by row without downloading them."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _ROWS = 1_000
 """Rows of a part of a streamed split."""
+_HELD_ROWS = 200
+"""Rows of a part of a split of sounds or images."""
 
 
 def load_hub_table(source: DataSource, split: str) -> "pd.DataFrame":
@@ -24,13 +26,41 @@ def load_hub_table(source: DataSource, split: str) -> "pd.DataFrame":
     Raises:
         UsageError: no such data set or split, or it cannot be read.
     """
+    found = _load(source, split)
+    return _read_rows(found, source, split, 0, len(found))
+
+
+def hub_table_parts(source: DataSource, split: str, wanted: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
+    """Read a split in tables of some rows each, as ``load_hub_table`` does; only one is in memory.
+
+    Args:
+        source: the data set.
+        split: its name.
+        wanted: columns that are read; all if None.
+
+    Raises:
+        UsageError: as of ``load_hub_table``.
+    """
+    found = _load(source, split)
+    if wanted is not None:
+        found = found.select_columns(list(wanted))
+    for first in range(0, len(found), _HELD_ROWS):
+        yield _read_rows(found, source, split, first, first + _HELD_ROWS)
+
+
+def _load(source: DataSource, split: str) -> Any:
+    """Download a split, which its library maps into memory."""
     import datasets
 
     datasets.disable_progress_bars()
     with _loading_errors(source, split):
-        found = datasets.load_dataset(source.dataset, source.config, split=split)
-        rows = _with_bytes(found.with_format("arrow")[:], found.features)
-    return _with_class_names(from_arrow(rows, f"{source}, split {split!r}"), found.features)
+        return datasets.load_dataset(source.dataset, source.config, split=split)
+
+
+def _read_rows(found: Any, source: DataSource, split: str, first: int, end: int) -> "pd.DataFrame":
+    with _loading_errors(source, split):
+        rows = _with_bytes(found.with_format("arrow")[first:end], found.features)
+    return _with_class_names(from_arrow(rows, f"{source}, split {split!r}", first), found.features)
 
 
 def stream_hub_tables(source: DataSource, split: str, first: int) -> Iterator["pd.DataFrame"]:

@@ -19,6 +19,7 @@ from kdalign.data.tasks.language import LanguageTask
 from kdalign.data.tasks.large_splits import find_large_split
 from kdalign.data.tasks.loading import load_table, split_exists
 from kdalign.data.tasks.media_columns import find_media_column
+from kdalign.data.tasks.media_parts import split_parts
 from kdalign.data.tasks.task import ClassificationTask
 from kdalign.errors import UsageError
 from kdalign.metrics.retrieval import RECALLS
@@ -89,7 +90,9 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
 def _with_media(task: LanguageTask, modality: MediaKind) -> LanguageTask:
     """Infer the columns of sounds or images and of their texts, unless there are columns of the usual names."""
     split = _first_split(task)
-    table = load_table(task.source, split, text_files=True)
+    table = next(split_parts(task.source, split), None)
+    if table is None:
+        raise UsageError(f"{task.source}, split {split!r} has no rows")
     if set(task.columns) <= set(table.columns):
         return task
     where = f"{task.source}, split {split!r}"

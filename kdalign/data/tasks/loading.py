@@ -176,11 +176,25 @@ def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    tables = [read_folder(file) if file.is_dir() else read_table(file) for file in files]
+    tables = [read_file(file) for file in files]
     for file, table in zip(files, tables, strict=True):
-        if set(table.columns) != set(tables[0].columns):
-            raise UsageError(
-                f"{str(file)!r} has the columns {', '.join(table.columns)}, and {files[0].name!r} of the same split "
-                f"{', '.join(tables[0].columns)}"
-            )
+        check_same_columns(file, table, files[0], tables[0])
     return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+
+
+def read_file(file: Path) -> "pd.DataFrame":
+    """Read a file of a split, or the folder that it is, into a table.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return read_folder(file) if file.is_dir() else read_table(file)
+
+
+def check_same_columns(file: Path, table: "pd.DataFrame", first: Path, first_table: "pd.DataFrame") -> None:
+    """Refuse a file of a split that has other columns than its first file."""
+    if set(table.columns) != set(first_table.columns):
+        raise UsageError(
+            f"{str(file)!r} has the columns {', '.join(table.columns)}, and {first.name!r} of the same split "
+            f"{', '.join(first_table.columns)}"
+        )

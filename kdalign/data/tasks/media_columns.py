@@ -55,7 +55,7 @@ def _may_hold(cells: Sequence[Any], modality: MediaKind) -> bool:
 
 
 def read_media(
-    table: "pd.DataFrame", column: str, modality: MediaKind, where: str, folder: Path | None = None
+    table: "pd.DataFrame", column: str, modality: MediaKind, where: str, folder: Path | None = None, first: int = 0
 ) -> MediaRows:
     """Read a column of encoded sounds or images, and check the header of each.
 
@@ -73,6 +73,7 @@ def read_media(
         modality: ``audio`` or ``image``.
         where: name of the table, for error lines.
         folder: folder of the table's file; None for a data set on the hub, whose cells hold their bytes.
+        first: number of the table's first row in the split.
 
     Raises:
         UsageError: a missing cell, one of another kind than the first, a file that is not there, or bytes that are no
@@ -81,12 +82,12 @@ def read_media(
     cells = column_cells(table, column)
     encoded: list[bytes | Path] = []
     names, digests = list[str](), list[str]()
-    for row, cell in enumerate(cells):
+    for row, cell in enumerate(cells, first):
         if _is_nothing(cell):
             raise UsageError(f"{where}: row {row} has no {NOUNS[modality]} in column {column!r}")
         if _kind(cell) != _kind(cells[0]):
             raise UsageError(
-                f"{where}: row {row} has {describe_cell(cell)} in column {column!r}, and row 0 "
+                f"{where}: row {row} has {describe_cell(cell)} in column {column!r}, and row {first} "
                 f"{describe_cell(cells[0])}: {NOUNS[modality]}s are all bytes, all files, or all objects"
             )
         found, name = _encoded(cell, f"{where}: row {row}", column, modality, folder)

@@ -27,7 +27,8 @@ from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import TEXT_FORMATS, file_format
 from kdalign.data.tasks import LanguageTask
 from kdalign.data.tasks.loading import load_table
-from kdalign.distillation.sequence_level.rows import read_sounds, reported_splits
+from kdalign.data.tasks.media_parts import write_media_table
+from kdalign.distillation.sequence_level.rows import PromptRow, TrainRows, read_sounds, reported_splits
 from kdalign.errors import TamperedRun, UsageError, shorten
 from kdalign.files import (
     append_text,
@@ -245,13 +246,17 @@ class GenerationFolder:
         """
         append_text(self.answers, "".join(line_of(asdict(answer)) for answer in answers))
 
-    def write_train(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the training split: as parquet or jsonl, by the file's name."""
+    def write_train(self, name: str, train: TrainRows, answers: Sequence[tuple[PromptRow, str]]) -> None:
+        """Write the training split, a row for each answer: as parquet or jsonl, by the file's name."""
         import pandas as pd
 
+        rows = [train.with_answer(row, answer) for row, answer in answers]
         with atomic_file(self.path / name) as temporary:
-            if file_format(Path(name)) == "parquet":
-                pd.DataFrame(list(rows)).to_parquet(temporary, index=False)
+            if train.sounds is not None:
+                numbers = [row.number for row, _ in answers]
+                write_media_table(temporary, train.sounds, pd.DataFrame(rows), numbers)
+            elif file_format(Path(name)) == "parquet":
+                pd.DataFrame(rows).to_parquet(temporary, index=False)
             else:
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
                 temporary.write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
@@ -264,11 +269,12 @@ class GenerationFolder:
                 if _copies_files(task):
                     shutil.copyfile(files[name], temporary)
                     continue
-                table = load_table(task.source, Path(name).stem, text_files=True)
+                split = Path(name).stem
                 if task.modality == "audio":
-                    sounds = read_sounds(task, Path(name).stem, table)
-                    table = table.assign(**{task.columns[0]: [sounds.read(row) for row in range(len(sounds))]})
-                table.to_parquet(temporary, index=False)
+                    sounds = read_sounds(task, split)
+                    write_media_table(temporary, sounds, sounds.others, range(len(sounds.media)))
+                else:
+                    load_table(task.source, split, text_files=True).to_parquet(temporary, index=False)
 
     def finish(self, record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Write the record with the hashes of the folder's splits and of all that made them, and return it."""

@@ -337,7 +337,7 @@ def _write(prepared: PreparedGeneration, selection: Selection) -> None:
     """Write the splits."""
     train, (name, *others) = prepared.train, prepared.files
     rows = {row.number: row for row in train.rows}
-    prepared.folder.write_train(name, [train.with_answer(rows[one.row], one.text) for one in selection.kept])
+    prepared.folder.write_train(name, train, [(rows[one.row], one.text) for one in selection.kept])
     prepared.folder.copy_splits(train.task, others)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdalign.data.media.rows import MediaItem, MediaRows
+from kdalign.data.media.rows import MediaItem
 from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks import Examples, LanguageTask
@@ -15,8 +15,8 @@ from kdalign.data.tasks.conversations import Conversation, Message
 from kdalign.data.tasks.generation_cases import PREFIX_WORDS
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.tasks.language import text_columns, texts_of
-from kdalign.data.tasks.loading import load_table, split_exists, table_folder
-from kdalign.data.tasks.media_columns import read_media
+from kdalign.data.tasks.loading import load_table, split_exists
+from kdalign.data.tasks.media_parts import MediaTable, read_media_table, split_parts
 from kdalign.distillation.sequence_level.filters import ALONE
 from kdalign.errors import UsageError
 
@@ -59,15 +59,17 @@ class TrainRows:
 
     Attributes:
         task: task of the split.
-        table: the split as it is in the data.
+        table: the split as it is in the data, without its sounds.
         rows: rows to answer.
         left_out: rows that are not answered, by reason.
+        sounds: the split's sounds, which are read in parts; None for texts.
     """
 
     task: LanguageTask
     table: "pd.DataFrame"
     rows: tuple[PromptRow, ...]
     left_out: tuple[tuple[str, int], ...] = ()
+    sounds: MediaTable | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,7 +83,7 @@ class TrainRows:
         return replace(self, rows=rows, left_out=(*self.left_out, (reason, len(self.rows) - len(rows))))
 
     def with_answer(self, row: PromptRow, answer: str) -> dict[str, Any]:
-        """Return a row's cells by column, with an answer in place of the data's."""
+        """Return a row's cells by column, with an answer in place of the data's; without its sound."""
         cells = {str(name): self._cells[str(name)][row.number] for name in self.table.columns}
         column = self.task.columns[-1]
         if self.task.kind == "chat":
@@ -97,12 +99,8 @@ class TrainRows:
 
     @cached_property
     def _cells(self) -> dict[str, list[Any]]:
-        """Cells by column; of sounds the encoded bytes, since paths are relative to the folder of the data."""
-        cells = {str(name): list(column_cells(self.table, name)) for name in self.table.columns}
-        for row in self.rows:
-            if row.sound is not None:
-                cells[self.task.columns[0]][row.number] = row.sound.read()
-        return cells
+        """Cells by column."""
+        return {str(name): column_cells(self.table, name) for name in self.table.columns}
 
 
 def check_task(task: object, name: str) -> LanguageTask:
@@ -130,12 +128,13 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
     Raises:
         UsageError: no such split, or rows that are not of the task.
     """
+    if task.modality == "audio":
+        sounds = read_sounds(task, task.train, limit)
+        return TrainRows(task, sounds.others, tuple(_sound_rows(task, sounds)), sounds=sounds)
     table = load_table(task.source, task.train, text_files=True)
     table = table.iloc[: limit or len(table)].reset_index(drop=True)
     train = TrainRows(task, table, ())
     texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
-    if task.modality == "audio":
-        return replace(train, rows=tuple(_sound_rows(task, texts)))
     if task.pairs:
         pairs = enumerate(_pairs(task, texts))
         return replace(train, rows=tuple(PromptRow(number, source, source, known) for number, (source, known) in pairs))
@@ -153,32 +152,23 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
     return replace(train, rows=found, left_out=(("of one word or none", short),) if short else ())
 
 
-def _sound_rows(task: LanguageTask, table: "pd.DataFrame") -> Iterator[PromptRow]:
-    """Read sounds with their transcripts, which rows that are only to be transcribed lack.
-
-    Raises:
-        UsageError: no rows, no column of sounds, or a row without one.
-    """
-    sounds = read_sounds(task, task.train, table)
+def _sound_rows(task: LanguageTask, sounds: MediaTable) -> Iterator[PromptRow]:
+    """Read sounds with their transcripts, which rows that are only to be transcribed lack."""
     target = task.columns[1]
-    known = [""] * len(sounds)
-    if target in table.columns:
-        known = list(read_texts(table, target, f"{task.source}, split {task.train!r}", missing=""))
-    for row, (name, text) in enumerate(zip(sounds, known, strict=True)):
-        yield PromptRow(row, name, name, () if is_blank(text) else (text,), MediaItem(sounds, row))
+    known = [""] * len(sounds.media)
+    if target in sounds.others.columns:
+        known = list(read_texts(sounds.others, target, f"{task.source}, split {task.train!r}", missing=""))
+    for row, (name, text) in enumerate(zip(sounds.media, known, strict=True)):
+        yield PromptRow(row, name, name, () if is_blank(text) else (text,), MediaItem(sounds.media, row))
 
 
-def read_sounds(task: LanguageTask, split: str, table: "pd.DataFrame") -> MediaRows:
-    """Read the sounds of a split.
+def read_sounds(task: LanguageTask, split: str, limit: int | None = None) -> MediaTable:
+    """Read a split of sounds, at most ``limit`` rows.
 
     Raises:
         UsageError: no rows, no column of sounds, or a row without one.
     """
-    where = f"{task.source}, split {split!r}"
-    if not len(table):
-        raise UsageError(f"{where} has no rows")
-    check_column(table, task.columns[0], f"task {task.name!r}", where)
-    return read_media(table, task.columns[0], "audio", where, table_folder(task.source, split))
+    return read_media_table(task.source, split, task.columns[0], "audio", f"task {task.name!r}", limit)
 
 
 def _pairs(task: LanguageTask, table: "pd.DataFrame") -> list[tuple[str, tuple[str, ...]]]:
@@ -205,7 +195,10 @@ def _pairs(task: LanguageTask, table: "pd.DataFrame") -> list[tuple[str, tuple[s
 
 
 def _columns(task: LanguageTask, split: str) -> list[str]:
-    """Return the columns of a split's texts."""
+    """Return the columns of a split's texts; of a split of sounds, all."""
+    if task.modality == "audio":
+        first = next(split_parts(task.source, split), None)
+        return [] if first is None else list(map(str, first.columns))
     where = f"{task.source}, split {split!r}"
     return [str(name) for name in text_columns(task, load_table(task.source, split, text_files=True), where).columns]
 
@@ -268,12 +261,12 @@ def reported_splits(task: LanguageTask) -> list[str]:
 
 def sources_of(task: LanguageTask, split: str) -> list[str]:
     """Read the sources of a split, which need no answers: texts as in ``PromptRow.source``."""
+    if task.modality == "audio":
+        return list(read_sounds(task, split).media)
     where = f"{task.source}, split {split!r}"
     table = text_columns(task, load_table(task.source, split, text_files=True), where)
     column = task.columns[0]
     check_column(table, column, f"task {task.name!r}", where)
-    if task.modality == "audio":
-        return list(read_sounds(task, split, table))
     if task.kind != "chat":
         return list(read_texts(table, column, where, missing=""))
     chats = [Conversation.from_json(chat) for chat in texts_of(task, split, table).texts[0]]
