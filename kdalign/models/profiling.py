@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
+from kdalign.data.media.readers import AudioReader
 from kdalign.data.media.rows import Modality
 from kdalign.devices import make_accelerator
 from kdalign.environment import trim_heap
@@ -34,10 +35,12 @@ from kdalign.models.architecture import (
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import Checkpoint, check_length, weights_megabytes
 from kdalign.models.flop_count import Flops, count_flops, runnable
-from kdalign.models.heads import head_of
+from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.inputs import probe_inputs
 from kdalign.models.layouts import modality_of
+from kdalign.models.media_reader import load_media_reader
 from kdalign.models.modes import in_mode, keep_statistics
+from kdalign.models.transcription_speed import TranscriptionSpeed, measure_transcription
 
 PROFILED_TOKENS = 128
 """Default length."""
@@ -47,6 +50,7 @@ WARM_UP_SECONDS, TURN_SECONDS = 0.5, 2.0
 """Seconds after which slow models are warm, and timed often enough."""
 LEAST_TURNS = 5
 BYTES = {"fp32": 4, "bf16": 2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLING_SECONDS = 0.002
 
 
@@ -108,6 +112,7 @@ class Profile:
         cache_kb_per_token: keys and values that generation keeps for every token, by precision, 10^3 bytes; empty for
             a model without a decoder.
         timings: measured times, by length; empty if weights were not loaded.
+        transcription: time of transcribing a sound; None for models that do not transcribe, or without weights.
         precision: precision of the timings.
     """
 
@@ -132,6 +137,7 @@ class Profile:
     timings: tuple[Timing, ...]
     device: str
     precision: str
+    transcription: TranscriptionSpeed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
@@ -195,7 +201,34 @@ def profile(
         timings=tuple(measure(model, length, batch_size, precision) for length in lengths) if model is not None else (),
         device=device,
         precision=precision,
+        transcription=_transcription(checkpoint, model, lengths[0], precision),
     )
+
+
+def _transcription(
+    checkpoint: Checkpoint, model: PreTrainedModel | None, tokens: int, precision: str
+) -> TranscriptionSpeed | None:
+    """Time how a model of speech transcribes; None for others, without weights, and without a feature extractor."""
+    if model is None or head_of(checkpoint.config) not in (HeadKind.SEQ2SEQ, HeadKind.CTC):
+        return None
+    try:
+        reader = load_media_reader(checkpoint)
+    except UsageError:  # its other costs are known without
+        return None
+    if not isinstance(reader, AudioReader):
+        return None
+    with _in_precision(model, precision):
+        return measure_transcription(model, reader, tokens)
+
+
+@contextmanager
+def _in_precision(model: PreTrainedModel, precision: str) -> Iterator[None]:
+    before = model.dtype
+    loading.round_weights(model, DTYPES[precision])
+    try:
+        yield
+    finally:
+        loading.round_weights(model, before)
 
 
 def _quadratic(model: PreTrainedModel, length: int, flops: int) -> float:
@@ -241,14 +274,11 @@ def measure(
     model: PreTrainedModel, length: int, batch_size: int, precision: str = "fp32", repeats: int = REPEATS
 ) -> Timing:
     """Time forwards at batch 1 and at ``batch_size``, after warm-up; medians are kept."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    before = model.dtype
-    loading.round_weights(model, dtype)
-    alone = _times(model, 1, length, repeats)
-    together = _times(model, batch_size, length, max(3, repeats // 5))
-    with _peak(model.device) as peak:
-        _times(model, batch_size, length, 1, warm_up=0)
-    loading.round_weights(model, before)
+    with _in_precision(model, precision):
+        alone = _times(model, 1, length, repeats)
+        together = _times(model, batch_size, length, max(3, repeats // 5))
+        with _peak(model.device) as peak:
+            _times(model, batch_size, length, 1, warm_up=0)
     return Timing(
         length=length,
         batch_size=batch_size,

@@ -36,7 +36,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
     for column in table.columns[1:]:  # a name may be folded, a number may not
         column.min_width = max(len(cell) for cell in column.cells if isinstance(cell, str))
     parts = [_parts_table(profile) for profile in profiles] if layers else []
-    return Group(table, *parts, *map(note_line, _footnotes(profiles[0])))
+    return Group(table, *parts, *map(note_line, [*_footnotes(profiles[0]), *_speech_notes(profiles)]))
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,10 @@ def _timing_lines(profiles: Sequence["Profile"]) -> Iterable[_Line]:
         yield _Line(label, [t.throughput for t in timed], ",.1f")
         yield _Line("  peak on top of the weights (MB)", [t.peak_mb for t in timed], ",.1f")
         yield _Line("  activations for training (MB)", [t.activations_mb for t in timed], ",.1f")
+    speeds = [p.transcription for p in profiles]
+    if any(speed is not None for speed in speeds):
+        factors = [None if speed is None else speed.real_time_factor for speed in speeds]
+        yield _Line("real-time factor", factors, ",.4f")
 
 
 def _footnotes(first: "Profile") -> list[str]:
@@ -125,6 +129,24 @@ def _footnotes(first: "Profile") -> list[str]:
             f"times and peak: measured on {first.device} in {first.precision} after warm-up; latency at batch 1",
             "activations for training: what a forward pass in fp32 keeps for its backward pass",
         ]
+    return notes
+
+
+def _speech_notes(profiles: Sequence["Profile"]) -> list[str]:
+    """Say what the real-time factors were measured on."""
+    found = [profile.transcription for profile in profiles if profile.transcription is not None]
+    if not found:
+        return []
+    sounds = " and ".join(dict.fromkeys(f"{speed.seconds:g} s" for speed in found))
+    tokens = " or ".join(dict.fromkeys(f"exactly {speed.tokens} tokens" for speed in found if speed.tokens))
+    turns = " and ".join(dict.fromkeys(str(speed.turns) for speed in found))
+    notes = [
+        f"real-time factor: seconds of work for each second of sound, decoding of the file included; noise of {sounds} "
+        f"alone, transcribed greedily{f', {tokens}' if tokens else ''}; median of {turns}. eval measures its own on "
+        f"the data, several sounds at a time"
+    ]
+    if len(found) < len(profiles):
+        notes.append("no real-time factor: the model has no head that transcribes, or no feature extractor")
     return notes
 
 
