@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from kdalign.data.batches import collate
-from kdalign.distillation.checks import check_frames
+from kdalign.distillation.speech_checks import check_frames
 from kdalign.errors import UsageError
 from kdalign.models.architecture import attention_modules, blocks, describe
 from kdalign.models.capture import CaptureSpec, enable_capture, forward
