@@ -75,7 +75,7 @@ class AnswerFilter:
 
     def passes(self, values: Array) -> Array:
         """Return for each value of the measure whether it is within the bound; an undefined one is not."""
-        within: Array = _SIGNS[self.sign](values, self.bound)
+        within: Array = _SIGNS[self.sign](np.round(values, 9), self.bound)  # 100 * (7 / 100) is above 7
         return within
 
 

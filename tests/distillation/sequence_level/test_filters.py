@@ -214,6 +214,10 @@ def test_transcripts_are_kept_by_their_word_error_rate_after_whispers_normaliser
 def test_a_transcript_at_the_bound_is_kept():
     assert kept(spoken("a b c d", "a b c x", 0), keep=["wer_normalized<=25"]) == ["a b c d"]
     assert kept(spoken("a b c d", "a b c x", 0), keep=["wer_normalized<=24.999"]) == []
+    words, wrong = " ".join(["word"] * 100), " ".join(["word"] * 93 + ["other"] * 7)
+    assert 100 * (7 / 100) > 7
+    assert kept(spoken(wrong, words, 0), keep=["wer_normalized<=7"]) == [wrong]
+    assert kept(spoken(wrong, words, 0), keep=["wer_normalized>7"]) == []
 
 
 def test_the_normaliser_is_that_of_the_language_and_named():
