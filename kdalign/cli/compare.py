@@ -1,10 +1,10 @@
 """`kdalign compare`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -239,14 +239,20 @@ def compare(
         _draw(table, runs, form.plots)
     if form.verify:
         table = replace(table, notes=(*table.notes, *_rescore(runs)))
-    _print(_render(table, kind, form.transpose, runs, gates), kind, gates, form.out)
+    rendered = _render(table, kind, form.transpose, runs, gates, sources.evaluations)
+    _print(rendered, kind, gates, form.out)
     failed = sum(not gate.passed for gate in gates)
     if failed:
         raise RunError(f"{failed} of {len(gates)} gates failed")
 
 
 def _render(
-    table: "ComparisonTable", form: str, transpose: bool, runs: Sequence[str], gates: "Sequence[GateResult]"
+    table: "ComparisonTable",
+    form: str,
+    transpose: bool,
+    runs: Sequence[str],
+    gates: "Sequence[GateResult]",
+    evaluations: Sequence[Mapping[str, Any]],
 ) -> "RenderableType":
     """The table in a form, with its gates if the form has a place for them."""
     from kdalign.report.formats import comparison_as
@@ -259,7 +265,7 @@ def _render(
 
     with_gates = replace(table, notes=(*table.notes, *(gate.line for gate in gates)))
     with error_console().status("making the page"):
-        return append_gates(render_html(with_gates, finished_runs(runs), transpose), form, gates)
+        return append_gates(render_html(with_gates, finished_runs(runs), transpose, evaluations), form, gates)
 
 
 def _print(rendered: "RenderableType", form: str, gates: "Sequence[GateResult]", out: Path | None) -> None:

@@ -20,6 +20,8 @@ from kdalign.recipe.command import distill_command
 from kdalign.report.layout import table_layouts
 from kdalign.report.plots import NamedFigure, figures_of
 from kdalign.report.plots.figure import INK, plot_style, without_markup
+from kdalign.report.waveform import draw_waveform
+from kdalign.runs.differing_transcripts import Evaluation, find_differing_transcripts
 from kdalign.runs.disagreements import Disagreements, Read, find_disagreements
 from kdalign.runs.finished import FinishedRun
 from kdalign.version import __version__
@@ -51,13 +53,19 @@ class _RunSection:
     recipe: str
 
 
-def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
+def render_html(
+    comparison: ComparisonTable,
+    runs: Sequence[FinishedRun],
+    transpose: bool = False,
+    evaluations: Sequence[Evaluation] = (),
+) -> str:
     """Render the page.
 
     Args:
         comparison: the table.
         runs: its finished runs, for plots, examples and recipes.
         transpose: true shows metrics as rows.
+        evaluations: evaluations of models, for what they wrote.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -70,13 +78,16 @@ def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transp
         finalize=_printable,
     )
     environment.filters["cut"] = _cut
-    environment.filters["thumbnail"] = _thumbnail
+    environment.filters["picture"] = _picture
     comparison = clean_text(comparison)
     source, *_ = PackageLoader("kdalign.report").get_source(environment, TEMPLATE)
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
     tables = table_layouts(comparison, transpose)
     read: Read = {}
-    differing = [disagreements for run in runs if (disagreements := find_disagreements(run, read=read)) is not None]
+    found = [
+        find_disagreements(run, read=read) or find_differing_transcripts(run, evaluations, read=read) for run in runs
+    ]
+    differing = [disagreements for disagreements in found if disagreements is not None]
     return environment.get_template(TEMPLATE).render(
         script=_script_hash(source),
         title=_title(len(models), runs),
@@ -143,18 +154,24 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
-def _thumbnail(item: MediaItem) -> str:
-    """Return an image as the address of a PNG that is in the page; empty if it cannot be read any more."""
+def _picture(item: MediaItem) -> "Markup":
+    """Draw an image or a sound into the page; empty if it cannot be read any more."""
+    return draw_waveform(item) if item.rows.modality == "audio" else _thumbnail(item)
+
+
+def _thumbnail(item: MediaItem) -> "Markup":
+    from markupsafe import Markup
     from PIL import Image
 
     try:
         picture = Image.fromarray(decode_image(item.read(), item.name))
     except UsageError:
-        return ""
+        return Markup()
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     pixels = io.BytesIO()
     picture.save(pixels, format="png")
-    return f"data:image/png;base64,{base64.b64encode(pixels.getvalue()).decode()}"
+    png = base64.b64encode(pixels.getvalue()).decode()
+    return Markup('<img class="thumbnail" alt="{}" src="data:image/png;base64,{}"><br>').format(_cut(item.name), png)
 
 
 @plot_style

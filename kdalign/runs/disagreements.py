@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kdalign.data.media.rows import MediaItem, MediaRows
-from kdalign.data.tasks import ClassificationTask, Examples, load_examples, task_of
+from kdalign.data.tasks import ClassificationTask, Examples, load_examples, load_texts, task_of
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import softmax
@@ -45,8 +45,8 @@ class Disagreement:
 
     Attributes:
         row: number in the split, from 0.
-        texts: one, or the two of a pair, or the name of an image; empty if the run's data has gone.
-        image: the image; None for texts, or if the run's data has gone.
+        texts: one, or the two of a pair, or the name of an image or a sound; empty if the run's data has gone.
+        media: the image or sound; None for texts, or if the run's data has gone.
         label: the right answer; empty if unknown.
         confidence: the student's probability of its answer, between 0 and 1; None for scores.
         teacher_confidence: the teacher's likewise; None if its logits were not kept.
@@ -61,7 +61,7 @@ class Disagreement:
     distance: float
     confidence: float | None = None
     teacher_confidence: float | None = None
-    image: MediaItem | None = None
+    media: MediaItem | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Disagreements:
     Attributes:
         differ: number of examples with different answers; for scores, all.
         n: number of examples that both answered.
+        headings: what ``texts`` and ``label`` of examples are.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Disagreements:
     differ: int
     n: int
     examples: tuple[Disagreement, ...] = field(default=())
+    headings: tuple[str, str] = ("text", "label")
 
 
 def read_answers(run: FinishedRun) -> SplitAnswers | None:
@@ -161,7 +163,7 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
                 distance=float(distance[row]),
                 confidence=None if ours is None else float(ours[row].max()),
                 teacher_confidence=None if theirs is None else float(theirs[row].max()),
-                image=None if examples is None or examples.media is None else MediaItem(examples.media, row),
+                media=None if examples is None or examples.media is None else MediaItem(examples.media, row),
             )
             for row in rows
         ),
@@ -190,9 +192,12 @@ def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
     data = run.recipe.data
     try:
         task = task_of(data)
-        if not isinstance(task, ClassificationTask):
+        if isinstance(task, ClassificationTask):
+            examples = load_examples(task, run.split)
+        elif task.modality == "audio":
+            examples = load_texts(task, run.split)
+        else:
             return None
-        examples = load_examples(task, run.split)
     except UsageError:  # the data has gone or changed: examples then have numbers alone
         return None
     examples = examples.take(range(min(len(examples), data.limit or len(examples))))

@@ -1,5 +1,6 @@
 """Commands on models of images and of speech: what they say, what they write, and what they refuse."""
 
+import html
 import json
 import re
 
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from kdalign.data.media.rows import media_digest
+from kdalign.errors import printable
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.flop_count import count_flops
 from kdalign.models.loading import load_any
@@ -154,6 +156,13 @@ def test_a_student_of_speech_is_scored_with_its_speed_and_its_card_runs(kdalign,
         "real-time-factor")}  # fmt: skip
     assert sorted(factors.values()) == sorted(result["real_time_factor"] for result in results)
     assert {"s"} <= set(factors)
+    assert kdalign("compare", "runs/s", "scores.json", "--out", "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<svg class="waveform"') == page.count('data-name="transcript"') == 4
+    for name in "student", "teacher":
+        said_by = [result for result in results if (result["run"] != "") == (name == "student")]
+        for text in pd.read_parquet(said_by[0]["texts"])["prediction"]:
+            assert f'<td data-name="{name}">{html.escape(printable(text))}</td>' in page
     assert "training sounds and tokens of their transcripts" in said(kdalign, "inspect", "runs/s")
     run_card(tmp_path / "runs/s/student", "automatic-speech-recognition", monkeypatch, capsys)
 
