@@ -16,15 +16,17 @@ def undefined_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def dash_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    """Why rows of one kind have dashes where rows of another kind have scores; rows with one reason share a note."""
-    by_reason: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    """Why rows of one kind have dashes where rows of another kind have scores.
+
+    Rows that have the same dashes for one reason share a note.
+    """
+    titles: dict[tuple[str, str], list[str]] = {}  # by row and reason
     for row, column in _dashes(rows, columns):
-        titles, names = by_reason.setdefault(_why(row, column, columns), ({}, {}))
-        titles[column.title] = None
-        names[row.name] = None
-    return [
-        f"– in {', '.join(titles)} of {list_names(list(names))}: {why}" for why, (titles, names) in by_reason.items()
-    ]
+        titles.setdefault((row.name, _why(row, column, columns)), []).append(column.title)
+    names: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for (name, why), own in titles.items():
+        names.setdefault((tuple(own), why), []).append(name)
+    return [f"– in {', '.join(own)} of {list_names(found)}: {why}" for (own, why), found in names.items()]
 
 
 def _dashes(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, Column]]:
@@ -48,7 +50,12 @@ def _dashes(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, C
 def _tasks_asked(row: Row, columns: Sequence[Column]) -> set[str]:
     """The tasks that a row might have scores of: all of them for a teacher without any."""
     tasks = tasks_of(row, columns)
-    return {column.task for column in columns} if row.kind == "teacher" and not tasks else tasks
+    return {column.task for column in columns} if _is_unscored(row) else tasks
+
+
+def _is_unscored(row: Row) -> bool:
+    """True for a teacher whose answers have no scores, whatever columns are shown."""
+    return row.kind == "teacher" and "retained" not in row.cells
 
 
 def _is_bare(row: Row, column: Column) -> bool:
@@ -58,13 +65,13 @@ def _is_bare(row: Row, column: Column) -> bool:
 
 def tasks_of(row: Row, columns: Sequence[Column]) -> set[str]:
     """The tasks that a row has scores of."""
-    return {column.task for column in columns if column.task and column.key in row.cells}
+    return {column.task for column in columns if any(key.startswith(f"{column.task}/") for key in row.cells)}
 
 
 def _why(row: Row, column: Column, columns: Sequence[Column]) -> str:
     if row.kind == "teacher" and column.key in ("agreement", "speed-up"):
         return "a teacher is not compared with itself"
-    if row.kind == "teacher" and not tasks_of(row, columns):
+    if _is_unscored(row):
         return "it teaches features alone, so that its answers are not scored"
     if row.kind == "difference":
         return "it was not tested"

@@ -196,6 +196,18 @@ def cell_keys(table):
     return {key for row in table.rows for key in row.cells}
 
 
+def test_a_dash_is_in_a_note_of_its_own_row_with_its_own_reason(tmp_path, runs):
+    """A teacher without texts was not evaluated; it is not one whose answers have no scores."""
+    teacher = evaluated(next(iter(runs)), answers(5), ("chrf",), model="./t", run="")
+    files = kept(tmp_path, [teacher, *(evaluated(*item, ("chrf",)) for item in runs.items())])
+    notes = [note for note in compare(files, ["chrf", "agreement"]).notes if note.startswith("–")]
+    assert notes == [
+        "– in lm chrf of teacher t: it was not measured",
+        "– in agreement of teacher t: a teacher is not compared with itself",
+        "– in agreement of t (validation): it was not measured",
+    ]
+
+
 def test_an_undefined_score_has_no_verdict(tmp_path, runs):
     results = [evaluated(*item, ("chrf",)) for item in runs.items()]
     results[0]["scores"][0] |= {"value": None, "reason": "no words"}
