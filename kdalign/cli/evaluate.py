@@ -256,18 +256,16 @@ def eval_(
         # A file takes one process.
         results = [] if rank() else [_score_file(table.predictions, data.metric_names, answers.language, output.out)]
     else:
-        results = _score_models(models or [], data, _request(data, answers, server, table, output), output.allow)
+        trust_code(output.allow, data.metric_names or ())
+        data.check(data.names)  # before torch is loaded
+        results = _score_models(models or [], _request(data, answers, server, table, output))
     if not rank():
         _show_evaluations(results, output.as_json, form, table.reference)
         if not any(result.scores or result.submission for result in results):
             raise UsageError("nothing was scored: the reasons are above")
 
 
-def _score_models(
-    models: list[str], data: DataOptions, request: "EvalRequest", allow: list[str] | None
-) -> "list[EvaluationResult]":
-    trust_code(allow, request.metrics or ())
-    data.check(data.names)
+def _score_models(models: list[str], request: "EvalRequest") -> "list[EvaluationResult]":
     watcher = new_watcher()
     from kdalign.evaluation.evaluate import evaluate
 
