@@ -266,12 +266,19 @@ def rows_of_evaluations(
 ) -> list[tuple[Row, Sequence[dict[str, Any]]]]:
     """Rows of models that were evaluated without being runs, each with its results.
 
-    Results that name a row, as those of a suite do, share it; any other is a row of its own.
+    Results that name a row, as those of a suite do, share it, models and baselines apart, unless they are of one task:
+    then they are of several suites. Any other result is a row of its own.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for number, result in enumerate(results):
-        row = result.get("row", "")
-        groups.setdefault(f"row {row}" if row else f"result {number}", []).append(result)
+        row, kind, again = result.get("row", ""), result.get("kind", ""), 0
+        if not row:
+            again = number
+        else:
+            kind = "baseline" if kind == "baseline" else "model"
+            while any(other["task"] == result["task"] for other in groups.get((row, kind, again), ())):
+                again += 1
+        groups.setdefault((row, kind if row else "", again), []).append(result)
     return [(_evaluation_row(group, means, results), group) for group in groups.values()]
 
 
@@ -279,7 +286,11 @@ def _evaluation_row(group: Sequence[dict[str, Any]], means: Sequence[str], other
     """One row of results, which are of different tasks if there are several."""
     cells: dict[str, Cell] = {}
     for result in group:
-        cells |= _cells_of_result(result, means)
+        own = _cells_of_result(result, means)
+        for key in ("agreement", "real-time-factor"):  # of no task, so that the row has no one value of several
+            if key in own and key in cells:
+                own[key] = Cell(None, reason="it differs from task to task")
+        cells |= own
     for key, field, noun in (("size", "parameters", "parameters"), ("trained", "trained_tokens", "tokens")):
         numbers = {result["task"]: result[field] for result in group if result.get(field) is not None}
         if len(set(numbers.values())) > 1:
