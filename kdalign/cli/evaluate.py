@@ -158,7 +158,7 @@ class TableOptions:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Score the rows and tasks of a suite (.yaml) into one table; what was scored before is kept.",
+            help="Score the rows and tasks of a suite (.yaml) into one table; it goes on after a stop.",
             rich_help_panel=_TABLE,
         ),
     ] = None

@@ -159,7 +159,7 @@ def _request(settings: object, request: EvalRequest, where: str) -> EvalRequest:
 def evaluate_suite(
     file: Path, request: EvalRequest = EvalRequest(), observer: Observer | None = None
 ) -> list[EvaluationResult]:
-    """Score a suite's models on its tasks; a task that the same models were scored on before a stop is not repeated.
+    """Score a suite's models on its tasks; after a stop, a task that the same models were scored on is not repeated.
 
     Everything is found and checked before the first model loads. The scores of all tasks are in one file,
     ``runs/eval/SUITE.json`` if left out, whose results name the row that they belong to; those of each task are in the
@@ -193,8 +193,9 @@ def evaluate_suite(
         except UsageError as error:
             raise UsageError(f"suite {str(file)!r}, task {task.name!r}: {error}") from None
     results: list[EvaluationResult] = []
+    finished = out.is_file()  # then the same command scores anew, whatever changed since
     for task, evaluation in zip(tasks, evaluations, strict=True):
-        known = _known_results(evaluation)
+        known = None if finished else _known_results(evaluation)
         if known is not None:
             observer.announce(f"{task.name}: scored before, {evaluation.out}")
         scored = evaluation.run() if known is None else known

@@ -87,14 +87,17 @@ def test_a_suite_s_table_has_a_row_for_each_row_and_the_published_ones_below(kda
     assert "in german bleu of BERT-like: not evaluated on german" in out
 
 
-def test_a_second_run_scores_only_models_whose_weights_changed(kdalign, place):
+def test_after_a_stop_only_models_whose_weights_changed_are_scored_again(kdalign, place):
     assert kdalign("eval", "--suite", "table.yaml")[0] == 0
+    assert "scored before" not in kdalign("eval", "--suite", "table.yaml")[2]  # it was finished
     first = by_row(json.dumps(json.loads((place / "runs/eval/table.json").read_text())["results"]))
+    (place / "runs/eval/table.json").unlink()
     status, out, err = kdalign("eval", "--suite", "table.yaml", "--json")
     assert (status, by_row(out)) == (0, first)
     assert ("reviews: scored before" in err, "german: scored before" in err, "scoring " in err) == (True, True, False)
     net = model("bert", seed=5)
     net.save_pretrained(place / "bert")
+    (place / "runs/eval/table.json").unlink()
     status, out, err = kdalign("eval", "--suite", "table.yaml", "--json")
     again = by_row(out)
     assert ("reviews: scored before" in err, "german: scored before" in err) == (False, True)
