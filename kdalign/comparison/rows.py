@@ -269,17 +269,22 @@ def rows_of_evaluations(
     Results that name a row, as those of a suite do, share it, models and baselines apart, unless they are of one task:
     then they are of several suites. Any other result is a row of its own.
     """
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for number, result in enumerate(results):
-        row, kind, again = result.get("row", ""), result.get("kind", ""), 0
-        if not row:
-            again = number
+    groups: list[list[dict[str, Any]]] = []
+    for result in results:
+        mine = next((group for group in groups if _shares_row(result, group)), None)
+        if mine is None:
+            groups.append([result])
         else:
-            kind = "baseline" if kind == "baseline" else "model"
-            while any(other["task"] == result["task"] for other in groups.get((row, kind, again), ())):
-                again += 1
-        groups.setdefault((row, kind if row else "", again), []).append(result)
-    return [(_evaluation_row(group, means, results), group) for group in groups.values()]
+            mine.append(result)
+    return [(_evaluation_row(group, means, results), group) for group in groups]
+
+
+def _shares_row(result: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a result stands in the row of others."""
+    first = group[0]
+    same = bool(result.get("row")) and result["row"] == first.get("row")
+    baselines = [one.get("kind") == "baseline" for one in (result, first)]
+    return same and baselines[0] == baselines[1] and all(one["task"] != result["task"] for one in group)
 
 
 def _evaluation_row(group: Sequence[dict[str, Any]], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
@@ -292,12 +297,14 @@ def _evaluation_row(group: Sequence[dict[str, Any]], means: Sequence[str], other
                 own[key] = Cell(None, reason="it differs from task to task")
         cells |= own
     for key, field, noun in (("size", "parameters", "parameters"), ("trained", "trained_tokens", "tokens")):
-        numbers = {result["task"]: result[field] for result in group if result.get(field) is not None}
+        numbers = {result["task"]: result.get(field) for result in group if result["scores"]}
+        known = [number for number in numbers.values() if number is not None]
         if len(set(numbers.values())) > 1:
-            each = ", ".join(f"{number / 1e6:.1f} M {noun} on {task}" for task, number in numbers.items())
+            said = {task: "unknown" if one is None else f"{one / 1e6:.1f} M {noun}" for task, one in numbers.items()}
+            each = ", ".join(f"{what} on {task}" for task, what in said.items())
             cells[key] = Cell(None, reason=f"several models: {each}")
-        elif numbers:
-            cells[key] = Cell(next(iter(numbers.values())) / 1e6)
+        elif known:
+            cells[key] = Cell(known[0] / 1e6)
     kind = "baseline" if group[0].get("kind") == "baseline" else "evaluation"
     return Row(group[0].get("row") or evaluation_name(group[0], others), kind, (), cells)
 

@@ -30,7 +30,7 @@ def fill_masks(
     for case in cases:
         prompt, gap = _tokenize_case(tokenizer, case)
         positions = max_positions(model.config) - len(before) - len(after)
-        gap = min(gap, positions // 2)
+        gap = min(gap, positions // 2, gap if case.words else settings.new_tokens)
         cut.append(len(prompt) > positions - gap)
         prompt = prompt[-(positions - gap) :]
         spans.append((len(before) + len(prompt), gap))

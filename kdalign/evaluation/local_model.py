@@ -244,7 +244,6 @@ class LocalTarget:
             parameters=count_parameters(model),
             trained_tokens=None if record is None or reader.media is not None else int(record.training["tokens"]),
             run="" if record is None else record.identity,
-            weights=self.checkpoint.hash,
             notes=(*result.notes, *self._notes(reader.tokenizer, metrics)),
         )
         loaded = _Loaded(model, reader, output, observer)

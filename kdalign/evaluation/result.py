@@ -50,7 +50,6 @@ class EvaluationResult:
         writing: how texts were generated; empty without any.
         real_time_factor: seconds that transcribing took for each second of sound; None for other tasks.
         row: name of the table's row that it is a part of; empty if it is a row of its own.
-        weights: hash of the model's weights; empty if it has none here.
     """
 
     model: str
@@ -76,7 +75,6 @@ class EvaluationResult:
     writing: str = ""
     real_time_factor: float | None = None
     row: str = ""
-    weights: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

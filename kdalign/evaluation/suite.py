@@ -13,26 +13,32 @@ A file is YAML; a row is one model, or one for each task::
 A task takes the settings of ``EvalRequest``, its folder as ``data``. Paths are relative to where the command runs.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdalign.data.tasks import load_examples
 from kdalign.errors import UsageError, shorten, unknown
 from kdalign.evaluation.evaluate import Evaluation, prepare_evaluation
 from kdalign.evaluation.find_targets import EVALUATIONS
 from kdalign.evaluation.local_model import LocalTarget
 from kdalign.evaluation.request import EvalRequest
 from kdalign.evaluation.result import EvaluationResult
-from kdalign.evaluation.target import Target, file_stem
-from kdalign.files import check_file, read_json, write_json
+from kdalign.evaluation.served_model import ServedTarget
+from kdalign.evaluation.target import file_stem
+from kdalign.files import check_file, read_json, sha256, write_json
 from kdalign.observer import NullObserver, Observer
 from kdalign.ranks import on_first_rank
 from kdalign.recipe.strict_yaml import read_yaml
 from kdalign.runs.discovery import check_replaced
 from kdalign.runs.folder import find_runs
+from kdalign.runs.record import read_record
 from kdalign.runs.seal import is_changed, sealed
 from kdalign.served import is_served
+from kdalign.version import code_digest
 
 _KEYS = ("tasks", "rows", "baselines")
 _WORDS = ("task", "data", "dataset", "config", "split", "pseudo", "language", "precision")
@@ -72,6 +78,11 @@ def read_suite(file: Path, request: EvalRequest = EvalRequest()) -> tuple[SuiteT
         raise UsageError(f"{where} holds no keys (known: {', '.join(_KEYS)})")
     _check_keys(tree, _KEYS, where)
     tasks, rows = (_names(tree, key, where) for key in ("tasks", "rows"))
+    files: dict[str, str] = {}
+    for name in tasks:
+        other = files.setdefault(file_stem(name).casefold(), name)
+        if other != name:
+            raise UsageError(f"{where}: tasks {other!r} and {name!r} would share a file: give one another name")
     if not isinstance(tree.get("baselines", True), bool):
         raise UsageError(f"{where}: 'baselines' takes true or false; given {tree['baselines']!r}")
     request = replace(request, baselines=tree.get("baselines", request.baselines))
@@ -189,7 +200,7 @@ def evaluate_suite(
             own = replace(own, base_url=None, chat=False, max_requests=None, max_tokens=None)
         names = {model: row for row, model in task.models.items()}
         try:
-            evaluations.append(prepare_evaluation(list(names), own, observer, names))
+            evaluations.append(_with_read(prepare_evaluation(list(names), own, observer, names)))
         except UsageError as error:
             raise UsageError(f"suite {str(file)!r}, task {task.name!r}: {error}") from None
     results: list[EvaluationResult] = []
@@ -216,11 +227,40 @@ def _in_row(result: EvaluationResult, task: SuiteTask, tasks: Sequence[SuiteTask
     return replace(result, task=task.name, row=row, notes=notes)
 
 
-def _known_results(evaluation: Evaluation) -> list[EvaluationResult] | None:
-    """Return the results of the same models, by their weights, on the same examples; None if they are to be scored.
+def _with_read(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation whose identity says what it reads beside its examples: tasks, models, texts of train."""
+    read = [code_digest()]
+    for target in evaluation.targets:
+        job = target.job
+        read += [target.name, repr(job.task), repr(job.settings)]
+        if isinstance(target, LocalTarget):
+            read += [target.checkpoint.hash, "" if target.run is None else read_record(target.run.path).identity]
+            read += [f"{file.name} {sha256(file)}" for file in _settings_files(Path(target.checkpoint.path))]
+        elif isinstance(target, ServedTarget):
+            read += [target.model, target.url]
+        else:
+            read += job.training_texts
+        if job.settings.shots:
+            read.append(load_examples(job.classification, job.task.train).fingerprint())
+    digest = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+    return replace(evaluation, identity={**evaluation.identity, "read": digest})
 
-    A served model's weights are not known: its answers are kept apart, and cost no second request.
+
+def _settings_files(folder: Path) -> list[Path]:
+    """List a checkpoint's files beside its weights, which have a hash of their own: configurations and tokenizers."""
+    files = (*folder.glob("*"), *folder.glob("*/*"))  # a sentence model's modules are in folders of their own
+    return sorted(file for file in files if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file())
+
+
+def _known_results(evaluation: Evaluation) -> list[EvaluationResult] | None:
+    """Return the results of the same models and examples; None if they are to be scored.
+
+    So they are by metrics of the user's own, whose code may have changed, and where a file of answers has gone.
     """
+    if any(
+        ":" in name for target in evaluation.targets for name in evaluation.request.metrics or target.default_metrics
+    ):
+        return None
     try:
         tree = read_json(evaluation.out)
         if is_changed(tree) or tree["of"] != evaluation.identity:
@@ -228,11 +268,5 @@ def _known_results(evaluation: Evaluation) -> list[EvaluationResult] | None:
         results = [EvaluationResult.from_json(result) for result in tree["results"]]
     except (UsageError, KeyError, TypeError):
         return None
-    same = [(result.model, result.weights) for result in results] == [
-        (target.name, _weights_of(target)) for target in evaluation.targets
-    ]
-    return results if same else None
-
-
-def _weights_of(target: Target) -> str:
-    return target.checkpoint.hash if isinstance(target, LocalTarget) else ""
+    files = [file for result in results for file in (result.predictions, result.texts) if file is not None]
+    return results if all(Path(file).is_file() for file in files) else None

@@ -75,11 +75,12 @@ def _write(model: PreTrainedModel, inputs: Mapping[str, Tensor], tokens: int) ->
     """Write a number of tokens greedily, with the model's own settings but for its end."""
     own = model.generation_config
     assert own is not None, "a model that writes has settings"
-    multilingual = bool(getattr(own, "is_multilingual", False))
+    languages = [word.strip("<|>") for word in getattr(own, "lang_to_id", None) or {}]
+    told = {"task": "transcribe", "language": "en" if "en" in languages or not languages else languages[0]}
     written = model.generate(
         **inputs,
-        **({"task": "transcribe", "language": "en"} if multilingual else {}),
-        generation_config=GenerationConfig.from_dict(own.to_dict()),
+        **(told if getattr(own, "is_multilingual", False) else {}),
+        generation_config=GenerationConfig.from_dict(own.to_dict() | {"num_return_sequences": 1}),
         max_new_tokens=tokens,
         min_new_tokens=tokens,
         do_sample=False,

@@ -263,7 +263,6 @@ class _Result(_Shape):
     writing: Text = ""
     real_time_factor: Amount | None = None
     row: Text = ""
-    weights: Text = ""
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:

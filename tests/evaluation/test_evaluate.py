@@ -15,7 +15,7 @@ from kdalign.data.tasks.language import language_task
 from kdalign.errors import UsageError
 from kdalign.evaluation.baselines import Unigram
 from kdalign.evaluation.decoding import GenerationSettings
-from kdalign.evaluation.generation import describe_generation, generate
+from kdalign.evaluation.generation import describe_generation, generate, generate_batches
 from kdalign.evaluation.job import EvalJob, EvalSettings
 from kdalign.metrics.text import score_texts
 from kdalign.models.architecture import count_parameters
@@ -398,6 +398,8 @@ def test_a_model_without_an_encoder_or_a_cache_answers_sources_after_the_task_s_
     reads = tokenizer(LAYOUTS[kind].family)
     expected, _ = generate(model(kind), reads, cases, GenerationSettings(new_tokens=4), no_progress)
     assert list(kept["prediction"]) == expected
+    batches = generate_batches(model(kind), reads, cases, GenerationSettings(new_tokens=2))
+    assert {answer.new_tokens for batch in batches for answer in batch.values()} <= {1, 2}
     (note,) = (note for note in result["notes"] if "writes" in note)
     assert "one line after the prompt 'en: ...\\nde:'" in note
 

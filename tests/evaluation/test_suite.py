@@ -1,6 +1,7 @@
 """`kdalign eval --suite`: tasks and rows of a file become one table, and what was scored is not scored again."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -107,6 +108,63 @@ def test_after_a_stop_only_models_whose_weights_changed_are_scored_again(kdalign
     ]
 
 
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+CHANGES = {
+    "a configuration": lambda place: change_json(place / "llama/config.json", rms_norm_eps=0.5),
+    "a tokenizer": lambda place: change_json(place / "llama/tokenizer_config.json", eos_token="a"),
+    "a prompt": lambda place: (place / "mine.yaml").write_text((place / "mine.yaml").read_text().replace("In", "To")),
+    "the texts of a baseline": lambda place: shutil.copy(
+        place / "pairs/validation.parquet", place / "pairs/train.parquet"
+    ),
+    "kept answers": lambda place: next((place / "runs/eval/table/german").glob("llama*")).unlink(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_after_a_stop_whatever_decides_a_score_is_noticed(kdalign, place, what):
+    (place / "mine.yaml").write_text('kind: translation\ncolumns: [en, de]\nprompt: "In German: {en}"\n')
+    task = {"task": "mine.yaml", "data": "pairs", "max_length": 64, "metrics": "chrf", "new_tokens": 8, "limit": 4}
+    write(place, {"tasks": {"german": task}, "rows": {"llama": "./llama"}})
+
+    def is_known():
+        status, _, err = kdalign("eval", "--suite", "table.yaml")
+        assert status == 0, err
+        (place / "runs/eval/table.json").unlink()
+        return "german: scored before" in err
+
+    assert [is_known(), is_known()] == [False, True]
+    CHANGES[what](place)
+    assert [is_known(), is_known()] == [False, True]
+
+
+def test_a_row_called_like_a_baseline_is_a_row_of_its_own(kdalign, place):
+    write(place, {**SUITE, "rows": {"unigram": "./llama"}})
+    status, out, err = kdalign("eval", "--suite", "table.yaml", "--format", "csv")
+    assert status == 0, err
+    rows = pd.read_csv(pd.io.common.StringIO(out), comment="#")
+    results = json.loads((place / "runs/eval/table.json").read_text())["results"]
+    bleu = {
+        one["kind"]: one["scores"][0]["value"] for one in results if one["row"] == "unigram" and one["task"] == "german"
+    }
+    assert list(rows["model"]) == ["unigram", "copy", "unigram"]
+    assert list(rows["german/bleu"])[::2] == pytest.approx([bleu["model"], bleu["baseline"]])
+
+
+def test_rows_of_one_name_in_two_suites_are_not_merged(kdalign, place):
+    for name, folder in (("one", "./llama"), ("two", "./bert")):
+        write(place, {"tasks": {"reviews": SUITE["tasks"]["reviews"]}, "rows": {"ours": folder}, "baselines": False})
+        assert kdalign("eval", "--suite", "table.yaml", "--out", f"{name}.json")[0] == 0
+    _, out, _ = kdalign("compare", "one.json", "two.json", "--format", "csv")
+    table = pd.read_csv(pd.io.common.StringIO(out), comment="#")
+    expected = [
+        json.loads((place / f"{name}.json").read_text())["results"][0]["scores"][1]["value"] for name in ("one", "two")
+    ]
+    assert list(table["reviews/cer"]) == pytest.approx(expected)
+
+
 def test_models_that_differ_by_task_have_no_one_size(kdalign, place):
     rows = {"ours": {"reviews": "./bert", "german": "./llama"}}
     write(place, {**SUITE, "rows": rows, "baselines": False})
@@ -133,6 +191,10 @@ def test_models_that_differ_by_task_have_no_one_size(kdalign, place):
         ({"rows": {"a": "./llama", "b": "./llama"}}, "rows 'a' and 'b' have one model for task 'reviews': './llama'"),
         ({"rows": {"ours": {"reviews": "./bert"}}}, "no row has a model for task 'german'"),
         ({"rows": {"ours": "./gone"}}, "task 'reviews': model './gone' does not exist"),
+        (
+            {"tasks": dict.fromkeys(["de en", "de-en"], SUITE["tasks"]["german"])},
+            "'de en' and 'de-en' would share a file",
+        ),
         ({"baselines": "no"}, "'baselines' takes true or false; given 'no'"),
     ],
 )

@@ -34,6 +34,21 @@ def test_no_more_tokens_are_written_than_the_model_has_positions_for():
     assert measure_transcription(whisper, reader_of(saved("whisper")).media, 400).tokens == 40 - 4
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"is_multilingual": True, "lang_to_id": {"<|de|>": 5}, "task_to_id": {"transcribe": 6}},
+    ],
+    ids=["several texts", "no English"],
+)
+def test_a_model_s_own_settings_of_writing_do_not_stop_the_measurement(settings):
+    whisper = load_any(find_checkpoint(str(saved("whisper"))))
+    for name, value in settings.items():
+        setattr(whisper.generation_config, name, value)
+    assert measure_transcription(whisper, reader_of(saved("whisper")).media, 8).real_time_factor > 0
+
+
 def test_a_model_that_labels_frames_reads_thirty_seconds():
     read = []
     model = speech_setting.model()
